@@ -65,11 +65,12 @@ def iter_jsonl(path: Path, record: type[Record]) -> Iterator[tuple[int, Record]]
 
 
 def validate(data: Any, record: type[Record], *, where: str) -> Record:
-    """`data` as a `record`; raises FileFormatError that names `where` and the first wrong field."""
+    """`data` as a `record`; raises FileFormatError that names `where` and one wrong field."""
     try:
         return record.model_validate(data)
     except ValidationError as exc:
-        first = exc.errors()[0]
+        # A misspelt key is also a missing one: the unknown key says more.
+        first = min(exc.errors(), key=lambda error: error["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"]) or "(top level)"
         if first["type"] == "extra_forbidden":
             raise FileFormatError(where, f"unknown key {key!r}", hint=_nearest_key(record, first["loc"])) from exc

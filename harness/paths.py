@@ -40,9 +40,14 @@ def project_root(room: Room, start: Path | None = None) -> Path | None:
     """The nearest ancestor of `start` (default: the working directory) that has `room`, or None."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / room).is_dir():
+        if _is_room(folder / room):
             return folder
     return None
+
+
+def _is_room(path: Path) -> bool:
+    """A folder that holds TOML files, or folders that do: `tests/evals` is none."""
+    return any(path.glob("*.toml")) or any(path.glob("*/*.toml"))
 
 
 def entries(room: Room) -> dict[str, Found]:
@@ -87,6 +92,11 @@ def cache_dir() -> Path:
     """The user's cache for models and journals: `$HARNESS_CACHE`, else the platform's place."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("transfer-harness", appauthor=False))
+
+
+def model_dir(name: str) -> Path:
+    """Where the weights and the tokenizer of a packaged model lie once they are fetched."""
+    return cache_dir() / "models" / name
 
 
 def reports_dir() -> Path:

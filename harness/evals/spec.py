@@ -1,0 +1,104 @@
+"""The room `evals/`: what a run measures, declared before it runs. Owns the records of `eval.toml` and the look-up by name."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from harness import paths
+from harness.config import Strict, read_toml
+from harness.packs.pack import Arm
+
+Metric = Literal["count_success", "mass_success", "delta_mass", "delta_log_odds"]
+METRICS: tuple[Metric, ...] = ("count_success", "mass_success", "delta_mass", "delta_log_odds")
+
+
+class Sizes(Strict):
+    """How much is asked for each concept and arm.
+
+    Crossed: each of `injections` meets each of `sentences`. Fresh: each sentence meets `injections` draws of its own.
+    """
+
+    injections: PositiveInt
+    sentences: PositiveInt
+    off_type: int = Field(default=0, ge=0)
+
+
+class Fresh(Strict):
+    """Drawing fresh injections from a pack's pools: `n_tokens` strings without replacement."""
+
+    n_tokens: PositiveInt
+
+
+class Scoring(Strict):
+    """`k`: how many likeliest tokens are counted. `first_token`: whether a word of several tokens counts by its first one.
+    `min_resolved`: the share of a lexicon that a target's vocabulary must resolve."""
+
+    k: PositiveInt = 30
+    first_token: bool = False
+    min_resolved: float = Field(default=0.2, ge=0, le=1)
+
+
+class Contrast(Strict):
+    """An arm against its control."""
+
+    arm: Arm
+    control: Arm
+
+
+class Primary(Contrast):
+    """The contrast that the run is about, and its metric."""
+
+    metric: Metric
+
+
+class EvalSpec(Strict):
+    """`eval.toml`.
+
+    `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has is the primary one.
+    `logprobs`: how many tokens are asked for (more than `scoring.k` makes the bounds of a top-k endpoint tighter).
+    """
+
+    description: str
+    pack: str
+    design: Literal["crossed", "fresh"]
+    template: str
+    arms: tuple[Arm, ...] = ()
+    sizes: Sizes
+    full: Sizes
+    fresh: Fresh | None = None
+    logprobs: PositiveInt = 100
+    scoring: Scoring = Scoring()
+    primary: tuple[Primary, ...] = Field(min_length=1)
+    contrasts: tuple[Contrast, ...] = ()
+    max_failed_share: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.design == "fresh") != (self.fresh is not None):
+            raise ValueError("[fresh] belongs to design = 'fresh', and only there")
+        if self.logprobs < self.scoring.k:
+            raise ValueError(f"logprobs = {self.logprobs} is below scoring.k = {self.scoring.k}")
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    """A named eval. `digest` changes with anything it declares."""
+
+    name: str
+    spec: EvalSpec
+    digest: str
+    found: paths.Found
+
+
+def find_eval(name: str) -> Eval:
+    """The eval called `name`, or in the folder that `name` is a path to; raises UnknownNameError, FileFormatError."""
+    found = paths.find("evals", "eval", name)
+    file = found.path / "eval.toml" if found.path.is_dir() else found.path
+    spec = read_toml(file, EvalSpec)
+    digest = hashlib.sha256(spec.model_dump_json().encode()).hexdigest()
+    return Eval(name=found.name, spec=spec, digest=digest, found=found)

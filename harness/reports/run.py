@@ -1,0 +1,148 @@
+"""One run, from an opened target to a written folder: ask, score, summarise, write. `reports/README.md` shows the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.reports.examples import ExamplePicker
+from harness.reports.html import render
+
+from harness.errors import StorageError
+from harness.evals.analysis import Analysis
+from harness.evals.plan import Plan, count_prompts
+from harness.evals.runner import Job, Tally, ask_all, make_job
+from harness.evals.trials import scored_batches
+from harness.paths import cache_dir, make_dir
+from harness.providers.base import Provider
+from harness.providers.embedding import find_embedding
+from harness.providers.targets import Prices, TargetSpec
+from harness.reports.manifest import make_manifest
+from harness.reports.parquet import OBSERVATIONS, TRIALS, TableWriter, observation_columns
+from harness.store import Journal
+
+MANIFEST, SUMMARY, REPORT = "manifest.json", "summary.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A run that was written to `folder`. `tally.failed` above 0 means that it is incomplete."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    tally: Tally
+
+
+def journal_path(target: str) -> Path:
+    """The journal of one target, shared by all its runs."""
+    return cache_dir() / "journal" / f"{target}.sqlite"
+
+
+def run_id(plan: Plan, target: str, started: datetime) -> str:
+    """Time first, so that runs sort; then what was run on what."""
+    return f"{started:%Y%m%d-%H%M%S}-{plan.eval.name}-{target}"
+
+
+def check_out(out: Path) -> None:
+    """Raises StorageError, before anything is asked, where a run could not be written to `out`."""
+    make_dir(out.parent)
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"{out}: exists and is no run folder", hint="name an empty or a new folder with --out")
+
+
+async def execute(
+    plan: Plan,
+    spec: TargetSpec,
+    provider: Provider,
+    *,
+    out: Path,
+    command: str,
+    on_progress: Callable[[Tally], None],
+) -> Finished:
+    """Ask what the journal lacks, then write the run to `out` in one rename. Raises what asking and writing raise."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    with Journal(journal_path(spec.name)) as journal:
+        job = make_job(plan, provider, journal)
+        tally = Tally(planned=count_prompts(plan))
+        await ask_all(job, tally, on_progress)
+        asked_s = time.perf_counter() - clock
+        asked = tally.planned - tally.from_cache
+        if asked and not tally.failed:
+            journal.add_rate(started.isoformat(), asked, asked_s)
+        with _replacing(out) as folder:
+            analysis, picker = _write_tables(job, spec, folder)
+            manifest = make_manifest(job, tally, run_id=out.name, started=started, finished=datetime.now(UTC), command=command)
+            summary = {
+                "run_id": out.name,
+                **analysis.summary(),
+                "cost": _cost(tally, spec.endpoint.prices),
+                "timing": {
+                    "asked_s": round(asked_s, 3),
+                    "total_s": round(time.perf_counter() - clock, 3),
+                    "prompts_per_s": round(asked / asked_s, 2) if asked else None,
+                },
+            }
+            _write_json(folder / MANIFEST, manifest)
+            _write_json(folder / SUMMARY, summary)
+            (folder / REPORT).write_text(render(manifest, summary, picker.examples()), encoding="utf-8")
+    return Finished(folder=out, manifest=manifest, summary=summary, tally=tally)
+
+
+def _write_tables(job: Job, spec: TargetSpec, folder: Path) -> tuple[Analysis, ExamplePicker]:
+    """Stream the journalled answers through scoring into both tables, the analysis and the examples."""
+    analysis = Analysis(job.plan, spec.name)
+    vocabulary = job.provider.vocabulary
+    picker = ExamplePicker(seed=job.plan.choice.seed, vocabulary=vocabulary, lexicons=job.lexicons)
+    embedding = find_embedding(spec)
+    with (
+        TableWriter(folder / "observations.parquet", OBSERVATIONS) as observations,
+        TableWriter(folder / "trials.parquet", TRIALS) as trials,
+    ):
+        for concept in job.plan.concepts:
+            for batch in scored_batches(job, concept, embedding):
+                observations.add(observation_columns(batch, vocabulary))
+                picker.add(batch)
+                if batch.trials is not None:
+                    trials.add(batch.trials)
+                    analysis.add(batch.trials)
+            analysis.close_concept(concept)
+    return analysis, picker
+
+
+def _cost(tally: Tally, prices: Prices) -> dict[str, Any]:
+    """What was sent in this process: answers from the journal cost nothing. One output token a prompt."""
+    output = tally.planned - tally.from_cache
+    usd = (tally.sent_tokens * prices.input_per_million + output * prices.output_per_million) / 1e6
+    return {"input_tokens": tally.sent_tokens, "output_tokens": output, "usd": round(usd, 6)}
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
+    partial = out.with_name(f".{out.name}.partial")
+    old = out.with_name(f".{out.name}.old")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as exc:
+        raise StorageError(f"{out}: cannot be written: {exc.strerror or exc}", hint="name another folder with --out") from exc
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

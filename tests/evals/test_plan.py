@@ -1,0 +1,129 @@
+"""Plans are deterministic, nested, and ordered by shared prefix."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from harness.errors import CapabilityError, UnknownNameError
+from harness.evals.plan import (
+    Choice,
+    Plan,
+    batches,
+    clean_prompts,
+    count_prompts,
+    injected_prompts,
+    make_plan,
+    sentences_of,
+)
+from harness.evals.spec import find_eval
+from harness.packs.pack import Draft, Pack, PoolRow, write_pack
+from harness.records import Probe, Prompt
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Pack:
+    probes = [
+        Probe(concept=concept, arm=arm, injection_id=f"{arm}-{i}", injection=(f" word{i}", f" {arm}"))
+        for concept in ("animal", "food")
+        for arm in ("related", "matched")
+        for i in range(20)
+    ]
+    pools = [PoolRow(concept="animal", arm=arm, tokens=tuple(f" t{i}" for i in range(50))) for arm in ("high", "random")]
+    draft = Draft(name="p", description="d", claims="none", maker="test", seed=0, probes=probes, pools=pools)
+    return write_pack(draft, tmp_path / "pack")
+
+
+def all_prompts(plan: Plan) -> list[Prompt]:
+    prompts: list[Prompt] = []
+    for name in plan.concepts:
+        concept = plan.pack.concept(name)
+        sentences = sentences_of(plan, concept)
+        prompts += [*clean_prompts(plan, sentences), *injected_prompts(plan, concept, sentences)]
+    return prompts
+
+
+def as_bytes(plan: Plan) -> bytes:
+    return "\n".join(json.dumps(asdict(prompt)) for prompt in all_prompts(plan)).encode()
+
+
+def test_equal_inputs_give_equal_plans_byte_for_byte(pack: Pack) -> None:
+    plans = [make_plan(find_eval("transfer"), pack, Choice(seed=3)) for _ in range(2)]
+    assert as_bytes(plans[0]) == as_bytes(plans[1])
+    assert as_bytes(make_plan(find_eval("transfer"), pack, Choice(seed=4))) != as_bytes(plans[0])
+
+
+def test_every_injection_meets_every_sentence_once(pack: Pack) -> None:
+    plan = make_plan(find_eval("transfer"), pack, Choice(concepts=("animal",)))
+    prompts = all_prompts(plan)
+    clean = [p.sentence_id for p in prompts if p.arm == "clean"]
+    assert len(set(clean)) == len(clean) == plan.sizes.sentences
+    pairs = [(p.arm, p.injection_id, p.sentence_id) for p in prompts if p.arm != "clean"]
+    assert len(set(pairs)) == len(pairs) == 2 * plan.sizes.injections * plan.sizes.sentences
+    assert len({p.prompt_id for p in prompts}) == len(prompts) == count_prompts(plan)
+
+
+def test_prompts_of_one_injection_stand_together_and_share_its_text(pack: Pack) -> None:
+    prompts = [p for p in all_prompts(make_plan(find_eval("transfer"), pack, Choice())) if p.arm != "clean"]
+    starts = [i for i, p in enumerate(prompts) if i == 0 or p.group != prompts[i - 1].group]
+    assert len(starts) == len({p.group for p in prompts})
+    assert prompts[0].text.startswith("( word")
+    assert prompts[0].text.index(")") > 0
+
+
+def test_a_limit_gives_a_part_of_the_larger_plan(pack: Pack) -> None:
+    small = {p.prompt_id for p in all_prompts(make_plan(find_eval("transfer"), pack, Choice(limit=3)))}
+    large = {p.prompt_id for p in all_prompts(make_plan(find_eval("transfer"), pack, Choice()))}
+    assert small < large
+
+
+def test_fresh_draws_differ_from_trial_to_trial(pack: Pack) -> None:
+    published = find_eval("published")
+    spec = published.spec.model_copy(update={"arms": ("high", "random")})
+    plan = make_plan(
+        type(published)(name="published", spec=spec, digest="", found=published.found),
+        pack,
+        Choice(concepts=("animal",), limit=5),
+    )
+    prompts = [p for p in all_prompts(plan) if p.arm == "high"]
+    assert len(prompts) == 25
+    assert len({p.injection_id for p in prompts}) == len({p.text.split(")")[0] for p in prompts}) == 25
+    tokens = prompts[0].text[1:].split(")")[0].split()
+    assert len(tokens) == len(set(tokens)) == 30
+
+
+def test_what_a_pack_lacks_is_refused_before_anything_runs(pack: Pack) -> None:
+    with pytest.raises(CapabilityError, match="needs the arm 'self'"):
+        make_plan(find_eval("published"), pack, Choice())
+    with pytest.raises(UnknownNameError, match="unknown concept of pack 'p' 'anmal'") as caught:
+        make_plan(find_eval("transfer"), pack, Choice(concepts=("anmal",)))
+    assert caught.value.hint == "did you mean 'animal'?"
+
+
+def test_the_primary_contrast_is_the_first_that_the_pack_has(pack: Pack) -> None:
+    plan = make_plan(find_eval("transfer"), pack, Choice())
+    assert plan.primary is not None
+    assert (plan.primary.arm, plan.primary.control) == ("related", "matched")
+    assert plan.contrasts[0].arm == "related"
+
+
+def test_batches_keep_groups_whole_where_they_fit() -> None:
+    def prompt(group: str, i: int) -> Prompt:
+        return Prompt(
+            prompt_id=f"{group}{i}",
+            concept="c",
+            arm="a",
+            sentence_id="s",
+            injection_id=group,
+            template="t",
+            group=group,
+            text="",
+        )
+
+    prompts = [prompt("a", i) for i in range(3)] + [prompt("b", i) for i in range(3)] + [prompt("c", i) for i in range(9)]
+    sizes = [[p.group for p in batch] for batch in batches(prompts, 4)]
+    assert sizes == [["a"] * 3, ["b"] * 3, ["c"] * 4, ["c"] * 4, ["c"]]
+    assert [p for batch in batches(prompts, 4) for p in batch] == prompts
