@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from harness.providers.weights import fetch, is_ready
 
 from harness.cli.console import note, print_json, print_table
 from harness.errors import UsageError
 from harness.paths import model_dir
 from harness.providers.targets import OpenOptions, all_targets, find_target, open_target
+from harness.providers.weights import fetch, is_ready
 
 app = App(name="targets", help="Models that can be asked: the room providers/.", help_format="plaintext")
 

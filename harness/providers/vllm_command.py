@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from harness.providers.weights import model_dir
-
 from harness.errors import UsageError
+from harness.paths import model_dir
 from harness.providers.targets import Dtype, Serve, TargetSpec
 
 MAX_LOGPROBS = 1000
@@ -54,7 +53,8 @@ def serve_command(spec: TargetSpec, python: str = sys.executable) -> list[str]:
     """
     if spec.target.serve is None:
         raise UsageError(
-            f"target {spec.name!r} is not one to serve: {spec.found.path} has no table [targets.{spec.name}.serve]"
+            f"target {spec.name!r} is not one to serve: {spec.found.path} has no table [targets.{spec.name}.serve]",
+            hint="harness targets list tells which a server answers for: those of the endpoint `vllm`",
         )
     host, port = _host_and_port(spec)
     server = ["--served-model-name", spec.target.model, "--host", host, "--port", str(port)]

@@ -12,9 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.reports.examples import ExamplePicker
-from harness.reports.html import render
-
 from harness.errors import StorageError
 from harness.evals.analysis import Analysis
 from harness.evals.plan import Plan, count_prompts
@@ -24,6 +21,8 @@ from harness.paths import cache_dir, make_dir
 from harness.providers.base import Provider
 from harness.providers.embedding import find_embedding
 from harness.providers.targets import Prices, TargetSpec
+from harness.reports.examples import ExamplePicker
+from harness.reports.html import render
 from harness.reports.manifest import make_manifest
 from harness.reports.parquet import OBSERVATIONS, TRIALS, TableWriter, observation_columns
 from harness.store import Journal

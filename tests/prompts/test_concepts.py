@@ -11,10 +11,32 @@ import pytest
 
 ROOM = Path(__file__).parents[2] / "prompts" / "concepts"
 CONCEPTS = sorted(path.name for path in ROOM.iterdir() if path.is_dir())
-REQUIRED = set(
-    "location person number time animal color emotion science food body clothing vehicle plant weather music sport "
-    "profession building furniture tool material shape money family".split()
-)
+REQUIRED = {
+    "animal",
+    "body",
+    "building",
+    "clothing",
+    "color",
+    "emotion",
+    "family",
+    "food",
+    "furniture",
+    "location",
+    "material",
+    "money",
+    "music",
+    "number",
+    "person",
+    "plant",
+    "profession",
+    "science",
+    "shape",
+    "sport",
+    "time",
+    "tool",
+    "vehicle",
+    "weather",
+}
 SMALL_LEXICONS = {"color": 40, "number": 60, "weather": 60, "shape": 50, "family": 50, "furniture": 60, "money": 60}
 DEFAULT_LEXICON = 120
 

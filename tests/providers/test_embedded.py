@@ -23,7 +23,7 @@ from harness.providers.embedded import open_provider  # noqa: E402
 from harness.providers.targets import Endpoint, OpenOptions, Target, TargetSpec, find_target, open_target  # noqa: E402
 from harness.records import Lexicon, Mode, Prompt, Readout  # noqa: E402
 
-WORDS = "red green blue cat dog sun runs sees a the [END]".split()
+WORDS = ["red", "green", "blue", "cat", "dog", "sun", "runs", "sees", "a", "the", "[END]"]
 T = TypeVar("T")
 
 
@@ -76,7 +76,7 @@ def readout(ids: Sequence[int], n_logprobs: int = 5) -> Readout:
 
 def test_a_model_of_ones_own_answers_for_ids_and_for_text_alike(folder: Path) -> None:
     provider = wait(open_provider(spec_of(folder), OpenOptions()))
-    ids = [WORDS.index(word) for word in "the cat sees".split()]
+    ids = [WORDS.index(word) for word in ["the", "cat", "sees"]]
     by_ids, by_text = wait(provider.observe([prompt_of("", ids), prompt_of("the cat sees", group="other")], readout([0, 1, 2])))
     model = transformers.LlamaForCausalLM.from_pretrained(folder)
     with torch.inference_mode():

@@ -44,11 +44,11 @@ def plan_of(tmp_path: Path) -> Plan:
 
 
 def planted(prompt: Prompt) -> Mapping[str, float]:
-    """Half a percent to half of the mass on " dog" (an animal) and " bread" (a food); `near` moves both by PLANTED."""
+    """Some mass on a word of the prompt's own concept, the rest on words of none; `near` moves its log-odds by PLANTED."""
     rng = np.random.default_rng(list(prompt.sentence_id.encode()))
-    odds = rng.normal(-2, 0.5) + (PLANTED if "near" in prompt.text else 0) + 0.01 * len(prompt.injection_id)
-    p = 1 / (1 + np.exp(-odds))
-    return {" dog": p / 2, " bread": p / 2, " the": 0.7 * (1 - p), " of": 0.3 * (1 - p)}
+    log_odds = rng.normal(-2, 0.5) + (PLANTED if "near" in prompt.text else 0)
+    p = 1 / (1 + np.exp(-log_odds))
+    return {{"animal": " dog", "food": " bread"}[prompt.concept]: p, " the": 0.7 * (1 - p), " of": 0.3 * (1 - p)}
 
 
 class Counting(ScriptedProvider):
@@ -82,8 +82,9 @@ def test_a_planted_shift_is_found_and_everything_is_written(tmp_path: Path) -> N
     assert Counter(observations["arm"].to_pylist())["clean"] == 2 * N_SENTENCES
     trials = pq.read_table(tmp_path / "out/trials.parquet").to_pylist()
     assert len(trials) == PLANNED - 2 * N_SENTENCES
-    related = [t["delta_log_odds"] for t in trials if t["arm"] == "related"]
-    assert np.allclose(related, PLANTED + 0.01 * len("related-0"), atol=1e-5)
+    shifts = {arm: [t["delta_log_odds"] for t in trials if t["arm"] == arm] for arm in ("related", "matched")}
+    assert shifts["related"] == pytest.approx([PLANTED] * 2 * N_SENTENCES * N_INJECTIONS, abs=1e-5)
+    assert shifts["matched"] == pytest.approx([0] * 2 * N_SENTENCES * N_INJECTIONS, abs=1e-5)
     contrast = next(
         c
         for c in finished.summary["contrasts"]
