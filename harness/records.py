@@ -100,7 +100,8 @@ class Readout:
 class Observation:
     """The next-token distribution that a target gave for one prompt, as far as the endpoint shows it.
 
-    `token_ids` (n,) int32 or None, `tokens` (n) texts, `logprobs` (n,) float32 in nats, highest first.
+    `logprobs` (n,) float32 in nats, highest first, of `token_ids` (n,) int32 or, where no vocabulary is known, of `tokens`
+    (n) texts; the other of the two is empty: a text for each id would double the journal.
     `covered_mass`: probability of all tokens that were seen, in [0, 1]; `mass_low`, `mass_high`: bounds of the lexicon's
     mass. `error`: why there is no answer (then the lists are empty and the numbers None). `latency_s`: seconds it took.
     """

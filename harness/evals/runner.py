@@ -10,8 +10,11 @@ from harness.evals.lexicon import require_resolved, resolve
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
 from harness.packs.concepts import Concept
 from harness.providers.base import Provider
-from harness.records import Lexicon, Observation, Prompt, Readout
+from harness.records import Lexicon, Mode, Observation, Prompt, Readout
 from harness.store import Journal, KeyMaker
+
+LISTED_IF_EXACT = 100
+"""Tokens listed for each prompt by a target that sees its whole vocabulary; only total variation and readers use them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,9 +44,15 @@ class Job:
 
     @property
     def n_logprobs(self) -> int:
-        """How many tokens are asked for: the eval's wish, or the endpoint's limit."""
-        limit = self.provider.info.capabilities.max_logprobs
-        return min(self.plan.eval.spec.logprobs, limit) if limit else self.plan.eval.spec.logprobs
+        """How many tokens are asked for: the eval's wish, or the endpoint's limit.
+
+        A target that gives the lexicon's mass itself need not show a long list to bound it: `LISTED_IF_EXACT` tokens do.
+        """
+        able = self.provider.info.capabilities
+        wanted = self.plan.eval.spec.logprobs
+        if able.mode is Mode.EXACT:
+            wanted = min(wanted, max(LISTED_IF_EXACT, self.plan.eval.spec.scoring.k))
+        return min(wanted, able.max_logprobs) if able.max_logprobs else wanted
 
     @property
     def k(self) -> int:

@@ -59,7 +59,7 @@ class EvalSpec(Strict):
     """`eval.toml`.
 
     `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has is the primary one.
-    `logprobs`: how many tokens are asked for (more than `scoring.k` makes the bounds of a top-k endpoint tighter).
+    `logprobs`: how many tokens are asked for, or the endpoint's limit (the longer the list, the tighter the bounds).
     """
 
     description: str

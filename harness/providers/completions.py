@@ -55,7 +55,7 @@ class _Line:
         has_bos: bool = False,
         attempts: int | None = None,
     ) -> tuple[list[Observation], Answer]:
-        """The observations of one request. `names`: have tokens named by id and look their texts up there."""
+        """The observations of one request. `names`: have tokens named by id, ids of that vocabulary."""
         body = wire.completion_request(self.model, prompts, n_logprobs, token_id_keys=names is not None, has_bos=has_bos)
         answer = await self.transport.post(f"{self.url}/completions", body, attempts=attempts)
         try:
@@ -320,7 +320,7 @@ async def _probe(line: _Line, spec: TargetSpec, vocabulary: Vocabulary | None, n
             notes.append(f"tokens are not named by id, they are matched by text: {seen}")
         else:
             names = vocabulary
-            limit = len(seen[0].tokens)  # among texts, tokens that read alike were counted once
+            limit = len(seen[0].logprobs)  # among texts, tokens that read alike were counted once
     many = await _try(line, [prompt, prompt], asked, names=names)
     if isinstance(many, str):
         notes.append(f"one prompt a request, more are refused: {many}")

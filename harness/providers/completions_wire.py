@@ -72,7 +72,7 @@ def read_completion(answer: object, n_prompts: int, n_logprobs: int, vocabulary:
 
 
 def ranked_ids(
-    ids: Sequence[int], logprobs: Iterable[object], sampled: int | None, n_logprobs: int, vocabulary: Vocabulary
+    ids: Sequence[int], logprobs: Iterable[object], sampled: int | None, n_logprobs: int, n_vocab: int
 ) -> Observation:
     """The observation of a list of token ids; raises BadAnswerError where the list is no part of a distribution."""
     values = _checked(logprobs)
@@ -86,9 +86,7 @@ def ranked_ids(
     order = np.lexsort((array, -values))
     order = order[_in_top_k(values[order], array[order] == (-1 if sampled is None else sampled), n_logprobs)]
     kept = array[order]
-    tokens = tuple(map(vocabulary.text, kept.tolist()))
-    mode = Mode.EXACT if len(kept) >= len(vocabulary) else Mode.TOPK
-    return _observation(values[order], tokens, kept, mode)
+    return _observation(values[order], (), kept, Mode.EXACT if len(kept) >= n_vocab else Mode.TOPK)
 
 
 def read_models(answer: object) -> dict[str, str | None]:
@@ -138,7 +136,7 @@ def _read_choice(choice: dict[str, Any], n_logprobs: int, vocabulary: Vocabulary
     if vocabulary is None:
         return _ranked_texts(listed, sampled, n_logprobs)
     sampled_id = None if sampled is None else _token_ids([sampled])[0]
-    return ranked_ids(_token_ids(list(listed)), listed.values(), sampled_id, n_logprobs, vocabulary)
+    return ranked_ids(_token_ids(list(listed)), listed.values(), sampled_id, n_logprobs, len(vocabulary))
 
 
 def _token_ids(names: list[str]) -> list[int]:

@@ -70,7 +70,7 @@ class OfflineProvider:
         flat = output.outputs[0].logprobs
         try:
             # The first entry is the sampled token, which stands in the list once more if it is among the top k.
-            return ranked_ids(flat.token_ids[1:], flat.logprobs[1:], None, n_logprobs, self._names)
+            return ranked_ids(flat.token_ids[1:], flat.logprobs[1:], None, n_logprobs, len(self._names))
         except BadAnswerError as exc:
             return Observation(error=f"bad answer: {exc}")
 

@@ -37,7 +37,6 @@ async def observe(asked: dict[str, Any]) -> dict[str, Any]:
             {
                 "token_ids": None if one.token_ids is None else one.token_ids.tolist(),
                 "logprobs": one.logprobs.tolist(),
-                "tokens": one.tokens,
                 "covered_mass": one.covered_mass,
                 "error": one.error,
             }
