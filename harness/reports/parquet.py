@@ -81,7 +81,7 @@ class TableWriter:
 
     def _flush(self) -> None:
         if self._parts:
-            self._writer.write_table(pa.Table.from_batches(self._parts, self._schema), row_group_size=self._rows)
+            self._writer.write_table(pa.Table.from_batches(self._parts, self._schema))
         self._parts.clear()
         self._bytes = 0
 
