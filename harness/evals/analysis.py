@@ -22,6 +22,7 @@ ALL = "all"
 """The name under which results over all concepts stand."""
 
 BOUNDED = {"delta_mass", "delta_log_odds"}
+SHARES = {"count_success", "mass_success"}
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ class Analysis:
             "n_trials": len(failed),
             "n_failed": int(failed.sum()),
         }
-        return cell | {metric: _estimate(mean_two_way(_trials(rows, metric))) for metric in METRICS}
+        return cell | {metric: _mean(metric, mean_two_way(_trials(rows, metric))) for metric in METRICS}
 
     def _contrast_concept(self, concept: str, arms: dict[str, Columns]) -> None:
         for contrast in self.plan.contrasts:
@@ -113,7 +114,7 @@ class Analysis:
             parts = [c for c in self._cells if c["arm"] == arm and c["off_type"] == off_type]
             counts = {n: sum(c[n] for c in parts) for n in ("n_sentences", "n_injections", "n_trials", "n_failed")}
             cell: dict[str, Any] = {"target": self.target, "concept": ALL, "arm": arm, "off_type": off_type, **counts}
-            means = {metric: _estimate(_over_concepts([c[metric] for c in parts])) for metric in METRICS}
+            means = {metric: _mean(metric, _over_concepts([c[metric] for c in parts])) for metric in METRICS}
             cells.append(cell | means)
         return cells
 
@@ -139,6 +140,14 @@ def _trials(rows: Columns, metric: str) -> Trials:
 def _over_concepts(parts: list[dict[str, Any]]) -> Estimate:
     """The mean over concepts of the same estimate, from the ends of its bounds."""
     return mean_of_concepts([part["estimate_low"] for part in parts], high=[part["estimate_high"] for part in parts])
+
+
+def _mean(metric: str, estimate: Estimate) -> dict[str, Any]:
+    """A cell's estimate; the interval of a share is cut at 0 and 1, between which the share lies for certain."""
+    row = _estimate(estimate)
+    if metric in SHARES and row["ci_low"] is not None:
+        row["ci_low"], row["ci_high"] = max(row["ci_low"], 0.0), min(row["ci_high"], 1.0)
+    return row
 
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:

@@ -129,12 +129,18 @@ def _sentence(name: str, row: Row, over: str) -> str:
     value = f"{name}: {measure.name} {estimate(row, measure)} {measure.difference}"
     if row["ci_low"] is None:
         return f"{value} {over}: undetermined: {row['reason']}"
-    value = f"{value} {interval(row, measure)} {over}"
+    value = f"{value} {interval(row, measure)} {over}{_identified(row, measure)}"
     if row["ci_low"] > 0:
         return f"{value}: the interval excludes zero"
     if row["ci_high"] < 0:
         return f"{value}: the interval excludes zero, from below"
     return f"{value}: the interval includes zero: no shift told apart from the control"
+
+
+def _identified(row: Row, measure: Measure) -> str:
+    """How far the estimate is known where the target listed too little to decide it; empty where that is not seen."""
+    low, high = (number(row[end] * measure.scale, measure.decimals, signed=True) for end in ("estimate_low", "estimate_high"))
+    return "" if low == high else f" (the listed tokens leave it between {low} and {high})"
 
 
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥"}

@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-LIMITS = (3, 6, 18, 32, 55)
-"""Sentences, and injections, for each of 24 concepts and 4 arms: 24 x (n + 4 n^2) prompts."""
+LIMITS = (2, 6, 18, 32, 48)
+"""Injections, sentences and (up to 15) off-type sentences for each of 24 concepts and 4 arms."""
 
 
 def run(limit: int, folder: Path, cache: str) -> tuple[int, float, float]:

@@ -214,6 +214,17 @@ def test_running_out_of_memory_fails_the_prompts_of_that_pass_only(failure: Exce
     assert [one.error for one in seen] == ["out of memory", None]
 
 
+def test_the_check_leaves_every_number_of_the_model_as_it_was() -> None:
+    model = gemma3().to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    buffers = {name: (tensor.dtype, tensor.clone()) for name, tensor in model.named_buffers()}
+    PrefixEngine(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for name, tensor in model.named_buffers():
+        assert tensor.dtype == buffers[name][0]
+        assert torch.equal(tensor, buffers[name][1])
+
+
 def test_other_failures_of_the_model_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = PrefixEngine(llama())
 

@@ -15,7 +15,7 @@ Builder = Callable[..., dict[str, Any]]
 def estimated(value: float | None, half: float | None = 0.1, reason: str | None = None) -> dict[str, Any]:
     """An estimate with a symmetric interval; without one where `half` is None."""
     low, high = (None, None) if value is None or half is None else (value - half, value + half)
-    return {"estimate": value, "ci_low": low, "ci_high": high, "reason": reason}
+    return {"estimate": value, "estimate_low": value, "estimate_high": value, "ci_low": low, "ci_high": high, "reason": reason}
 
 
 def _cell(concept: str, arm: str, *, off_type: bool = False, n_failed: int = 0) -> dict[str, Any]:

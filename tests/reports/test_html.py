@@ -97,7 +97,7 @@ def page_of(manifest: dict[str, Any], summary: dict[str, Any], *examples: Exampl
 
 
 def says(value: float | None, low: float | None, high: float | None, reason: str | None = None) -> dict[str, Any]:
-    return {"estimate": value, "ci_low": low, "ci_high": high, "reason": reason}
+    return {"estimate": value, "estimate_low": value, "estimate_high": value, "ci_low": low, "ci_high": high, "reason": reason}
 
 
 @pytest.mark.parametrize(

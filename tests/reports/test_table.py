@@ -92,7 +92,16 @@ def test_names_are_neither_markup_nor_terminal_codes(make_summary: Builder) -> N
 
 def test_missing_numbers_are_named_with_their_reason(make_summary: Builder) -> None:
     summary = make_summary()
-    nothing = {"estimate": None, "ci_low": None, "ci_high": None, "reason": "no trials", "p": None, "p_holm": None}
+    nothing = {
+        "estimate": None,
+        "estimate_low": None,
+        "estimate_high": None,
+        "ci_low": None,
+        "ci_high": None,
+        "reason": "no trials",
+        "p": None,
+        "p_holm": None,
+    }
     for entry in summary["contrasts"]:
         if entry["concept"] in ("color", "location"):
             entry.update(nothing)

@@ -13,7 +13,7 @@ Builder = Callable[..., dict[str, Any]]
 
 
 def says(value: float | None, low: float | None, high: float | None, reason: str | None = None) -> dict[str, Any]:
-    return {"estimate": value, "ci_low": low, "ci_high": high, "reason": reason}
+    return {"estimate": value, "estimate_low": value, "estimate_high": value, "ci_low": low, "ci_high": high, "reason": reason}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def says(value: float | None, low: float | None, high: float | None, reason: str
 )
 def test_the_reading_says_what_the_interval_says(make_summary: Builder, overall: dict[str, Any], expected: str) -> None:
     assert reading(make_summary(overall)) == f"related - matched: {expected}"
+
+
+def test_a_shift_that_lists_leave_undecided_is_told_with_its_bounds(make_summary: Builder) -> None:
+    summary = make_summary(says(0.3, 0.1, 0.5) | {"estimate_low": 0.22, "estimate_high": 0.38})
+    assert reading(summary) == (
+        "related - matched: log-odds +0.30 nat [0.10, 0.50] over 3 concepts "
+        "(the listed tokens leave it between +0.22 and +0.38): the interval excludes zero"
+    )
 
 
 def test_success_shares_are_read_in_points(make_summary: Builder) -> None:

@@ -1,0 +1,155 @@
+"""The summary's means, contrasts and families of tests, against sums written out here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.evals.analysis import ALL, Analysis
+from harness.evals.plan import Choice, Plan, make_plan
+from harness.evals.spec import find_eval
+from harness.packs.pack import Draft, write_pack
+from harness.records import Probe
+
+CONCEPTS = ("animal", "food", "weather")
+SENTENCES, INJECTIONS = 5, 4
+Table = dict[tuple[str, str], np.ndarray]
+"""(concept, arm) to log-odds shifts (sentences, injections)."""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    probes = [
+        Probe(concept=concept, arm=arm, injection_id=f"{arm}-{i}", injection=(f" {arm}{i}",), predicted_shift=float(i))
+        for concept in CONCEPTS
+        for arm in ("related", "matched")
+        for i in range(INJECTIONS)
+    ]
+    pack = write_pack(Draft(name="p", description="d", claims="none", maker="t", seed=0, probes=probes), tmp_path / "pack")
+    return make_plan(find_eval("transfer"), pack, Choice())
+
+
+@pytest.fixture
+def shifts() -> Table:
+    rng = np.random.default_rng(3)
+    return {
+        (concept, arm): rng.normal(0, 1, (SENTENCES, 1)) + rng.normal(0.5, 1, (1, INJECTIONS)) + rng.normal(0, 0.3, (5, 4))
+        for concept in CONCEPTS
+        for arm in ("related", "matched")
+    }
+
+
+def columns(concept: str, arm: str, values: np.ndarray, *, off_type: bool = False, half_width: float = 0.0) -> dict[str, Any]:
+    """Trials as scoring gives them; counts succeed where the shift is positive."""
+    n = values.size
+    names = [(f"{concept}-s{s}", f"{arm}-{i}") for s in range(values.shape[0]) for i in range(values.shape[1])]
+    flat = values.ravel()
+    success = np.where(np.isnan(flat), np.nan, (flat > 0).astype(float))
+    return {
+        "arm": [arm] * n,
+        "sentence_id": [name[0] for name in names],
+        "injection_id": [name[1] for name in names],
+        "off_type": [off_type] * n,
+        "predicted_shift": [float(name[1].split("-")[1]) for name in names],
+        "count_success": success,
+        "mass_success": success,
+        **{f"delta_{m}{end}": flat for m in ("mass", "log_odds") for end in ("", "_low", "_high")},
+        "delta_log_odds_low": flat - half_width,
+        "delta_log_odds_high": flat + half_width,
+    }
+
+
+def summary(plan: Plan, shifts: Table, **options: Any) -> dict[str, Any]:
+    analysis = Analysis(plan, "t")
+    for concept in CONCEPTS:
+        for arm in ("related", "matched"):
+            analysis.add(columns(concept, arm, shifts[concept, arm], **options))
+        analysis.close_concept(concept)
+    return analysis.summary()
+
+
+def row(rows: list[dict[str, Any]], **wanted: str) -> dict[str, Any]:
+    (found,) = [r for r in rows if all(r[key] == value for key, value in wanted.items())]
+    return found
+
+
+def primary(found: dict[str, Any], concept: str) -> dict[str, Any]:
+    return row(found["contrasts"], concept=concept, arm="related", control="matched", metric="delta_log_odds")
+
+
+def test_a_cell_is_the_mean_of_its_trials(plan: Plan, shifts: Table) -> None:
+    found = summary(plan, shifts)
+    for (concept, arm), values in shifts.items():
+        cell = row(found["cells"], concept=concept, arm=arm)
+        assert cell["delta_log_odds"]["estimate"] == pytest.approx(values.mean())
+        assert cell["count_success"]["estimate"] == pytest.approx((values > 0).mean())
+        assert (cell["n_trials"], cell["n_sentences"], cell["n_injections"]) == (20, SENTENCES, INJECTIONS)
+
+
+def test_over_concepts_the_concept_is_the_unit(plan: Plan, shifts: Table) -> None:
+    found = primary(summary(plan, shifts), ALL)
+    differences = [shifts[c, "related"].mean() - shifts[c, "matched"].mean() for c in CONCEPTS]
+    expected = stats.ttest_1samp(differences, 0)
+    interval = expected.confidence_interval()
+    assert found["estimate"] == pytest.approx(np.mean(differences))
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((interval.low, interval.high))
+    assert found["p"] == pytest.approx(expected.pvalue)
+
+
+def test_holm_runs_over_the_concepts_of_one_contrast_and_leaves_the_whole_apart(plan: Plan, shifts: Table) -> None:
+    found = summary(plan, shifts)
+    rows = [primary(found, concept) for concept in CONCEPTS]
+    p = sorted(r["p"] for r in rows)
+    adjusted = np.minimum(np.maximum.accumulate([p[0] * 3, p[1] * 2, p[2]]), 1)
+    assert sorted(r["p_holm"] for r in rows) == pytest.approx(adjusted)
+    assert primary(found, ALL)["p_holm"] == primary(found, ALL)["p"]
+
+
+def test_bounds_of_the_trials_are_bounds_of_the_means_and_widen_the_interval(plan: Plan, shifts: Table) -> None:
+    exact, bounded = primary(summary(plan, shifts), "food"), primary(summary(plan, shifts, half_width=0.25), "food")
+    assert bounded["estimate"] == pytest.approx(exact["estimate"])
+    assert (bounded["estimate_low"], bounded["estimate_high"]) == pytest.approx(
+        (exact["estimate"] - 0.5, exact["estimate"] + 0.5)
+    )
+    assert (bounded["ci_low"], bounded["ci_high"]) == pytest.approx((exact["ci_low"] - 0.5, exact["ci_high"] + 0.5))
+
+
+def test_failed_trials_are_counted_and_left_out(plan: Plan, shifts: Table) -> None:
+    holed = {key: values.copy() for key, values in shifts.items()}
+    holed["food", "related"][2, 1] = np.nan
+    cell = row(summary(plan, holed)["cells"], concept="food", arm="related")
+    assert (cell["n_failed"], cell["n_trials"]) == (1, 20)
+    assert cell["delta_log_odds"]["estimate"] == pytest.approx(np.nanmean(holed["food", "related"]))
+
+
+def test_the_interval_of_a_share_stays_between_nothing_and_all(plan: Plan, shifts: Table) -> None:
+    nearly_all = {key: np.where(np.arange(values.size).reshape(values.shape) < 2, -1.0, 1.0) for key, values in shifts.items()}
+    cell = row(summary(plan, nearly_all)["cells"], concept="food", arm="related")["count_success"]
+    assert cell["estimate"] == pytest.approx(0.9)
+    assert cell["ci_low"] < 0.9
+    assert cell["ci_high"] == 1.0
+
+
+def test_off_type_sentences_stand_apart_and_never_enter_a_contrast(plan: Plan, shifts: Table) -> None:
+    analysis = Analysis(plan, "t")
+    for arm in ("related", "matched"):
+        analysis.add(columns("food", arm, shifts["food", arm]))
+        analysis.add(columns("food", arm, shifts["food", arm] + 100, off_type=True))
+    analysis.close_concept("food")
+    found = analysis.summary()
+    means = {cell["off_type"]: cell["delta_log_odds"]["estimate"] for cell in found["cells"] if cell["arm"] == "related"}
+    assert means[True] == pytest.approx(means[False] + 100)
+    expected = shifts["food", "related"].mean() - shifts["food", "matched"].mean()
+    assert primary(found, "food")["estimate"] == pytest.approx(expected)
+
+
+def test_the_prediction_is_ranked_injection_by_injection(plan: Plan, shifts: Table) -> None:
+    found = summary(plan, shifts)["prediction"]
+    observed = np.concatenate([shifts[c, a].mean(axis=0) for c in CONCEPTS for a in plan.arms])
+    predicted = np.tile(np.arange(INJECTIONS), len(CONCEPTS) * 2)
+    assert found["n"] == len(predicted)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(predicted, observed).statistic)
