@@ -13,7 +13,7 @@ from typing import Literal
 
 import platformdirs
 
-from harness.errors import StorageError, UnknownNameError
+from harness.errors import StorageError, UnknownNameError, UsageError
 
 Room = Literal["prompts/concepts", "prompts/templates", "prompts/packs", "providers", "evals"]
 
@@ -76,12 +76,13 @@ def find(room: Room, kind: str, name: str) -> Found:
     """The entry `name` of `room`, or the file or folder that `name` is a path to.
 
     A path is what contains a separator or starts with a dot; everything else is a name.
-    Raises UnknownNameError with the nearest known name.
+    Raises UnknownNameError with the nearest known name, UsageError where the path leads nowhere.
     """
     if os.sep in name or name.startswith("."):
         path = Path(name).expanduser()
         if path.exists():
             return Found(name=path.name.removesuffix(".toml"), path=path, origin="project")
+        raise UsageError(f"no {kind} at {name}", hint=f"check the path; by name there are: {', '.join(sorted(entries(room)))}")
     known = entries(room)
     if name not in known:
         raise UnknownNameError(kind, name, known)

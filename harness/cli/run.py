@@ -38,14 +38,20 @@ class RunOptions:
     pack: Annotated[str | None, Parameter(help="Probe pack, by name or folder; default: the eval's own")] = None
     concept: Annotated[list[str] | None, Parameter(negative="", help="Concept to keep; repeat for several")] = None
     limit: Annotated[int | None, Parameter(help="At most so many sentences, and injections, for each concept and arm")] = None
-    full: Annotated[bool, Parameter(negative="", help="The eval's full sizes instead of the quick ones")] = False
+    full: Annotated[
+        bool, Parameter(negative="", show_default=False, help="The eval's full sizes instead of the quick ones")
+    ] = False
     seed: Annotated[int, Parameter(help="Seed of every random choice")] = 0
     dtype: Annotated[Dtype | None, Parameter(help="Number type of a model run in this process")] = None
     out: Annotated[Path | None, Parameter(help="Run folder; with several targets, their parent. Default: reports/<run-id>")] = (
         None
     )
-    dry_run: Annotated[bool, Parameter(negative="", help="Say how many prompts, tokens and seconds; send nothing")] = False
-    json: Annotated[bool, Parameter(negative="", help="Print the summary as JSON on stdout, one line a target")] = False
+    dry_run: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Say how many prompts, tokens and seconds; send nothing")
+    ] = False
+    json: Annotated[
+        bool, Parameter(negative="", show_default=False, help="Print the summary as JSON on stdout, one line a target")
+    ] = False
 
 
 def run(options: Annotated[RunOptions, Parameter(name="*")] = RunOptions()) -> int:

@@ -91,7 +91,7 @@ class Pack:
     def concept(self, name: str) -> Concept:
         """The concept as this pack sees it: its own copy, else the room's; raises UnknownNameError."""
         if name not in self.concepts:
-            raise UnknownNameError(f"concept of pack {self.manifest.name!r}", name, self.concepts)
+            raise UnknownNameError(f"concept in pack {self.manifest.name!r}:", name, self.concepts)
         return find_concept(name, own=self.path / CONCEPTS)
 
 

@@ -98,7 +98,7 @@ def test_fresh_draws_differ_from_trial_to_trial(pack: Pack) -> None:
 def test_what_a_pack_lacks_is_refused_before_anything_runs(pack: Pack) -> None:
     with pytest.raises(CapabilityError, match="needs the arm 'self'"):
         make_plan(find_eval("published"), pack, Choice())
-    with pytest.raises(UnknownNameError, match="unknown concept of pack 'p' 'anmal'") as caught:
+    with pytest.raises(UnknownNameError, match="unknown concept in pack 'p': 'anmal'") as caught:
         make_plan(find_eval("transfer"), pack, Choice(concepts=("anmal",)))
     assert caught.value.hint == "did you mean 'animal'?"
 
