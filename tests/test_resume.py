@@ -112,3 +112,22 @@ def test_a_real_model_that_is_killed_gives_the_same_trials_bit_for_bit(project: 
     counts = json.loads((project / "resumed/manifest.json").read_text())["counts"]
     assert (counts["from_cache"], counts["done"], counts["failed"]) == (kept, planned, 0)
     assert (project / "resumed/trials.parquet").read_bytes() == (project / "whole/trials.parquet").read_bytes()
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_came_back(project: Path) -> None:
+    slow_target(project)
+    argv = command("slow", project / "run", "--concept", "animal", "--limit", "8")
+    process = subprocess.Popen(argv, env=environment(project / "cache"), cwd=project, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while not answers(project / "cache", "slow") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=LONGEST_WAIT_S)
+    assert process.returncode == 3
+    assert "error: stopped\nhint: the same command goes on where it stopped" in told
+    assert "Traceback" not in told
+    assert not (project / "run").exists()
+    kept = answers(project / "cache", "slow")
+    assert kept > 0
+    done = subprocess.run(argv, env=environment(project / "cache"), cwd=project, check=True, capture_output=True, text=True)
+    assert f"{kept} of them from the journal" in done.stderr

@@ -17,6 +17,7 @@ app = App(
     version=f"harness {__version__}",
     help="Do interference pairs found in small language models shift the next word of large ones? Ask, with error bars.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # else it exits with 130 before `execute` can say what is kept
 )
 app.command(run.run)
 app.command(serve.serve)
