@@ -119,7 +119,7 @@ def injected_prompts(plan: Plan, concept: Concept, sentences: Sequence[Sentence]
 
 
 def _fresh(plan: Plan, concept: Concept, arm: str, sentences: Sequence[Sentence], n_tokens: int) -> Iterator[Prompt]:
-    """The published protocol: each trial of each sentence draws an injection of its own (METHOD 4.5)."""
+    """The published protocol: each trial of each sentence draws an injection of its own (Gong et al., ICLR 2026)."""
     pool = plan.pack.pools.get((concept.name, arm), ())
     if not pool:
         return

@@ -107,7 +107,7 @@ class Scorer:
         logprobs: NDArray[np.float32],
         member: NDArray[np.bool_],
     ) -> tuple[Floats, Floats]:
-        """The provider's own bounds where it gave them, else those of the list (STATISTICS A7)."""
+        """The provider's own bounds where it gave them, else those of the list."""
         own_low = np.array([np.nan if o.mass_low is None else o.mass_low for o in observations])
         own_high = np.array([np.nan if o.mass_high is None else o.mass_high for o in observations])
         covered = np.array([np.nan if o.covered_mass is None else o.covered_mass for o in observations])
@@ -127,7 +127,7 @@ class Scorer:
     def trials(self, prompts: Sequence[Prompt], clean: View, injected: View) -> Columns:
         """The columns of `trials.parquet` for B injected prompts and the B clean views of their sentences.
 
-        A success is strict (METHOD 4.5): more lexicon tokens among the k likeliest than clean, or more mass. `delta_*` is the
+        A success is strict, as published: more lexicon tokens among the k likeliest than clean, or more mass. `delta_*` is the
         midpoint of its bounds `delta_*_low`, `delta_*_high`; equal bounds mean it was measured, and no midpoint is given to
         bounds that reach to infinity. `mass_success` is None where the bounds of the two masses overlap.
         """

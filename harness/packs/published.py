@@ -61,7 +61,7 @@ class Cleaned:
 def draft_published(source: Path, *, n_injections: int, n_tokens: int, seed: int) -> Draft:
     """The draft of a pack: `n_injections` injections of `n_tokens` strings an arm, drawn without replacement within each.
 
-    Also carries the whole cleaned sets as pools (for fresh draws, METHOD 4.5) and the published sentences and target set as
+    Also carries the whole cleaned sets as pools (for fresh draws) and the published sentences and target set as
     its own concepts. Raises FileFormatError naming file and key.
     """
     probes: list[Probe] = []

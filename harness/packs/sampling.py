@@ -25,5 +25,5 @@ def subset(items: Sequence[Item], n: int, rng: np.random.Generator) -> tuple[Ite
 
 
 def draw(tokens: Sequence[str], n: int, rng: np.random.Generator) -> tuple[str, ...]:
-    """`n` strings in random order without replacement; with replacement only where there are fewer than `n` (METHOD 4.5)."""
+    """`n` strings in random order without replacement; with replacement only where there are fewer than `n`, as published."""
     return tuple(tokens[i] for i in rng.choice(len(tokens), size=n, replace=len(tokens) < n))

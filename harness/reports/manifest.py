@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "scipy", "pyarrow", "aiohttp", "tokenizers", "torch", "tran
 def make_manifest(
     job: Job, tally: Tally, *, run_id: str, started: datetime, finished: datetime, command: str
 ) -> dict[str, Any]:
-    """The manifest of a finished run, with the keys of DESIGN's contract and a few more."""
+    """What was run, on what, with which versions and seeds."""
     plan, info = job.plan, job.provider.info
     spec = plan.eval.spec
     return {
