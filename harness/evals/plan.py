@@ -112,7 +112,8 @@ def injected_prompts(plan: Plan, concept: Concept, sentences: Sequence[Sentence]
         if plan.eval.spec.fresh is not None:
             yield from _fresh(plan, concept, arm, sentences, plan.eval.spec.fresh.n_tokens)
             continue
-        rng = generator(plan.choice.seed, "injections", concept.name, arm)
+        # The same places in every arm: an injection is asked together with the control that was matched to it.
+        rng = generator(plan.choice.seed, "injections", concept.name)
         for probe in subset(plan.pack.probes.get((concept.name, arm), ()), plan.sizes.injections, rng):
             for sentence in sentences:
                 yield _prompt(plan, sentence, probe)

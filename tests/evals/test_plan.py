@@ -20,7 +20,7 @@ from harness.evals.plan import (
     sentences_of,
 )
 from harness.evals.spec import find_eval
-from harness.packs.pack import Draft, Pack, PoolRow, write_pack
+from harness.packs.pack import Draft, Pack, PoolRow, find_pack, write_pack
 from harness.records import Probe, Prompt
 
 
@@ -72,6 +72,15 @@ def test_prompts_of_one_injection_stand_together_and_share_its_text(pack: Pack) 
     assert len(starts) == len({p.group for p in prompts})
     assert prompts[0].text.startswith("( word")
     assert prompts[0].text.index(")") > 0
+
+
+def test_an_injection_is_asked_together_with_the_control_that_was_matched_to_it() -> None:
+    plan = make_plan(find_eval("transfer"), find_pack("lexical"), Choice(concepts=("animal",), seed=5))
+    chosen = {p.injection_id for p in all_prompts(plan)}
+    matched_to = {p.injection_id: p.provenance["matched_to"] for p in plan.pack.probes["animal", "matched"]}
+    controls = chosen & set(matched_to)
+    assert len(controls) == plan.sizes.injections
+    assert {matched_to[control] for control in controls} <= chosen
 
 
 def test_a_limit_gives_a_part_of_the_larger_plan(pack: Pack) -> None:
