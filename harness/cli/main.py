@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from harness import __version__
-from harness.cli import evals, packs, run, serve, targets
+from harness.cli import evals, packs, run, serve, targets, train_sae
+from harness.cli import map as map_
 from harness.cli.console import print_error
 from harness.errors import HarnessError
 
@@ -24,6 +25,8 @@ app.command(serve.serve)
 app.command(targets.app)
 app.command(packs.app)
 app.command(evals.app)
+app.command(map_.app)
+app.command(train_sae.train_sae)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,0 +1,195 @@
+"""Activations at sites of a causal language model of transformers, read by hooks, and replaced in a forward pass.
+
+`attn_out` and `mlp_out` are what is added to the residual stream: in Gemma 3 that is the output of the norm that follows
+the attention or the MLP (TransformerLens' hook_attn_out and hook_mlp_out stand there too), elsewhere the output itself.
+
+Text is packed: documents end to end, a newline between them, cut into contexts of one length. The first position of every
+context is left out of what is read: whatever token stands there becomes the model's attention sink, with a norm tens of
+times that of any other and nothing to say about the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from harness.errors import UnknownNameError, UsageError
+from harness.whitebox.architectures import ARCHITECTURES
+from harness.whitebox.sites import Site
+
+CONTEXT = 128
+"""Tokens of a context."""
+
+BATCH = 16
+"""Contexts of one forward pass: on two cores matrix products gain nothing from more."""
+
+_ENCODE_AT_ONCE = 512
+
+Edit = Callable[[Any], Any]
+"""Activations (B, T, d_model) to what stands in their place, of the same shape."""
+
+
+class _DeepEnough(Exception):  # noqa: N818  no error: it ends a forward pass behind the deepest site
+    pass
+
+
+def blocks_of(model: Any) -> Sequence[Any]:
+    """The decoder blocks of `model`; raises UnknownNameError for an architecture that is not known."""
+    names = _names(model)
+    blocks: Sequence[Any] = getattr(getattr(model, names.body), names.blocks)
+    return blocks
+
+
+def check_sites(model: Any, sites: Sequence[Site]) -> None:
+    """Raises UsageError for a site that `model` does not have."""
+    n_layers = len(blocks_of(model))
+    for site in sites:
+        if site.layer >= n_layers:
+            raise UsageError(
+                f"{site}: the model has layers 0 to {n_layers - 1}", hint=f"the last one: resid_post.{n_layers - 1}"
+            )
+        if site.submodule == "resid_mid" and _is_parallel(model):
+            raise UsageError(
+                f"{site}: attention and MLP of this model run side by side, nothing lies between them",
+                hint=f"read attn_out.{site.layer} or resid_post.{site.layer} instead",
+            )
+
+
+def contexts(texts: Iterable[str], tokenizer: Any, *, length: int = CONTEXT, bos: int | None = None) -> Iterator[list[int]]:
+    """Token ids of `texts`, packed into contexts of exactly `length`, each beginning with `bos` where one is given.
+
+    `tokenizer` is one of the tokenizers package. What is left at the end and fills no context is dropped.
+    """
+    head = [] if bos is None else [bos]
+    room = length - len(head)
+    rest: list[int] = []
+    for part in _chunks(texts, _ENCODE_AT_ONCE):
+        for encoding in tokenizer.encode_batch([text + "\n" for text in part], add_special_tokens=False):
+            rest.extend(encoding.ids)
+        full = len(rest) // room * room
+        for start in range(0, full, room):
+            yield head + rest[start : start + room]
+        del rest[:full]
+
+
+def read(
+    model: Any, batches: Iterable[Sequence[Sequence[int]]], sites: Sequence[Site], *, first: int = 1
+) -> Iterator[dict[Site, Any]]:
+    """Activations of each batch of contexts, (n_contexts * (length - first), d_model) float32 a site.
+
+    The positions before `first` are left out. No block behind the deepest site is run.
+    """
+    found: dict[Site, Any] = {}
+    for batch in batches:
+        ids = torch.tensor(batch, device=model.device)
+        # Neither hooks nor torch.no_grad last across the yield: the caller may run the model, and trains on what it gets.
+        with _readers(model, sites, found), torch.no_grad(), suppress(_DeepEnough):
+            model.base_model(input_ids=ids, use_cache=False)
+        yield {site: found[site][:, first:].flatten(0, 1).float() for site in sites}
+
+
+def batched(items: Iterable[list[int]], size: int = BATCH) -> Iterator[list[list[int]]]:
+    """`items` in lists of `size`; the last may be shorter."""
+    return _chunks(items, size)
+
+
+@contextmanager
+def replaced(model: Any, site: Site, edit: Edit) -> Iterator[None]:
+    """Within it, every forward pass of `model` goes on from `edit` of the activations at `site`."""
+    block, names = blocks_of(model)[site.layer], _names(model)
+    if site.submodule == "resid_mid":  # the stream itself is at no module's output: the attention makes up the difference
+        before: list[Any] = []
+
+        def remember(_: Any, args: Any, kwargs: Any) -> None:
+            before[:] = [args[0] if args else kwargs["hidden_states"]]
+
+        def put(stream: Any) -> Any:
+            return edit(before[0] + stream) - before[0]
+
+        attention = getattr(block, names.after_attention or names.attention)
+        handles = [block.register_forward_pre_hook(remember, with_kwargs=True), attention.register_forward_hook(_editing(put))]
+    else:
+        handles = [_module(block, names, site).register_forward_hook(_editing(edit))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _readers(model: Any, sites: Sequence[Site], found: dict[Site, Any]) -> Iterator[None]:
+    check_sites(model, sites)
+    blocks, names = blocks_of(model), _names(model)
+    handles = []
+    for site in dict.fromkeys(sites):
+        if site.submodule == "resid_mid":
+            norm = getattr(blocks[site.layer], names.mlp_norm)
+            handles.append(norm.register_forward_pre_hook(_keeping_input(found, site)))
+        else:
+            handles.append(_module(blocks[site.layer], names, site).register_forward_hook(_keeping_output(found, site)))
+    handles.append(blocks[max(site.layer for site in sites)].register_forward_hook(_stop))  # hooks run in this order
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _module(block: Any, names: Any, site: Site) -> Any:
+    """The module whose output is the activation at `site`."""
+    if site.submodule == "attn_out":
+        return getattr(block, names.after_attention or names.attention)
+    if site.submodule == "mlp_out":
+        return getattr(block, names.after_mlp or names.mlp)
+    return block
+
+
+def _keeping_output(found: dict[Site, Any], site: Site) -> Callable[..., None]:
+    def keep(_: Any, __: Any, output: Any) -> None:
+        found[site] = output[0] if isinstance(output, tuple) else output
+
+    return keep
+
+
+def _keeping_input(found: dict[Site, Any], site: Site) -> Callable[..., None]:
+    def keep(_: Any, args: Any) -> None:
+        found[site] = args[0]
+
+    return keep
+
+
+def _stop(*_: Any) -> None:
+    raise _DeepEnough
+
+
+def _editing(edit: Edit) -> Callable[..., Any]:
+    def change(_: Any, __: Any, output: Any) -> Any:
+        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+
+    return change
+
+
+def _names(model: Any) -> Any:
+    name = type(model).__name__
+    if name not in ARCHITECTURES:
+        raise UnknownNameError("architecture", name, ARCHITECTURES)
+    return ARCHITECTURES[name]
+
+
+def _is_parallel(model: Any) -> bool:
+    return bool(getattr(model.config, "use_parallel_residual", False))
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    part: list[Any] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
