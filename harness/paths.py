@@ -7,6 +7,8 @@ copy shipped in the package.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,6 +106,15 @@ def reports_dir() -> Path:
     """Where runs are written by default: `reports/` of the project around the working directory, else under it."""
     root = project_root("evals") or project_root("providers")
     return (root or Path.cwd()) / "reports"
+
+
+@contextmanager
+def writing(path: Path, *, hint: str) -> Iterator[None]:
+    """What the system says against writing to `path` (no room, no permission) as StorageError with `hint`."""
+    try:
+        yield
+    except OSError as exc:
+        raise StorageError(f"{path}: cannot be written: {exc.strerror or exc}", hint=hint) from exc
 
 
 def make_dir(path: Path) -> Path:

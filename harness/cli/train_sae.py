@@ -19,6 +19,7 @@ from harness.paths import cache_dir
 from harness.providers.targets import Dtype
 from harness.whitebox import corpus as corpora
 from harness.whitebox.sites import Site
+from harness.whitebox.usage import peak_memory_gb
 
 if TYPE_CHECKING:
     from harness.whitebox.models import LocalModel
@@ -141,7 +142,7 @@ def _finish(job: Job, site: Site, trainer: SiteTrainer, held_out: list[list[int]
         job.source.model, held_out, site, sae, norm_limit=trainer.norm_limit, seed=job.recipe.seed
     )
     judging = time.perf_counter() - started
-    memory_gb = training.peak_memory_gb()
+    memory_gb = peak_memory_gb()
     manifest = {
         "key": _key(job, site),
         "source": job.source.name,

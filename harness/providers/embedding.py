@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from harness.paths import model_dir
 from harness.providers.targets import TargetSpec
 
 TENSOR_NAMES = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "gpt_neox.embed_in.weight")
@@ -35,8 +34,7 @@ class Embedding:
 
 def find_embedding(spec: TargetSpec) -> Embedding | None:
     """The embeddings of a target whose weights lie on this machine in a type that numpy has, else None."""
-    name = spec.target.weights or (spec.name if spec.target.package else None)
-    folder = model_dir(name) if name else Path(spec.target.model)
+    folder = spec.unpacked() or Path(spec.target.model)
     if not folder.is_dir():
         return None
     index = folder / "model.safetensors.index.json"

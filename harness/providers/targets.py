@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -102,6 +103,11 @@ class TargetSpec:
     endpoint_name: str
     endpoint: Endpoint
     found: paths.Found
+
+    def unpacked(self) -> Path | None:
+        """Where the target's weights and tokenizer lie once fetched; None where no package carries them."""
+        name = self.target.weights or (self.name if self.target.package else None)
+        return paths.model_dir(name) if name else None
 
     def base_url(self) -> str | None:
         """The endpoint's address: the environment variable that the file names, else the file's own; no trailing slash."""

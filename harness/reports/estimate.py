@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
-from harness.paths import model_dir
 from harness.providers.targets import TargetSpec
 from harness.providers.vocabulary import Vocabulary
 from harness.reports.run import journal_path
@@ -61,6 +60,5 @@ def estimate(plan: Plan, spec: TargetSpec) -> Estimate:
 
 def _local_vocabulary(spec: TargetSpec) -> Vocabulary | None:
     """The target's tokenizer where it already lies on this machine."""
-    name = spec.target.weights or (spec.name if spec.target.package else None)
-    folder = model_dir(name) if name else None
+    folder = spec.unpacked()
     return Vocabulary.load(folder) if folder and (folder / "tokenizer.json").is_file() else None

@@ -17,7 +17,7 @@ from harness.evals.analysis import Analysis
 from harness.evals.plan import Plan, count_prompts
 from harness.evals.runner import Job, Tally, ask_all, make_job
 from harness.evals.trials import scored_batches
-from harness.paths import cache_dir, make_dir
+from harness.paths import cache_dir, make_dir, writing
 from harness.providers.base import Provider
 from harness.providers.embedding import find_embedding
 from harness.providers.targets import Prices, TargetSpec
@@ -133,15 +133,14 @@ def _replacing(out: Path) -> Iterator[Path]:
     partial = out.with_name(f".{out.name}.partial")
     old = out.with_name(f".{out.name}.old")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if out.exists():
+        with writing(out, hint="name another folder with --out"):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            if out.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                out.rename(old)
+            partial.rename(out)
             shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as exc:
-        raise StorageError(f"{out}: cannot be written: {exc.strerror or exc}", hint="name another folder with --out") from exc
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from harness.errors import UnknownNameError, UsageError
-from harness.whitebox.architectures import ARCHITECTURES
+from harness.errors import UsageError
+from harness.whitebox.architectures import decoder_of
 from harness.whitebox.sites import Site
 
 CONTEXT = 128
@@ -38,20 +38,19 @@ class _DeepEnough(Exception):  # noqa: N818  no error: it ends a forward pass be
 
 def blocks_of(model: Any) -> Sequence[Any]:
     """The decoder blocks of `model`; raises UnknownNameError for an architecture that is not known."""
-    names = _names(model)
-    blocks: Sequence[Any] = getattr(getattr(model, names.body), names.blocks)
-    return blocks
+    return [block.outputs["resid_post"] for block in decoder_of(model).blocks]
 
 
 def check_sites(model: Any, sites: Sequence[Site]) -> None:
     """Raises UsageError for a site that `model` does not have."""
-    n_layers = len(blocks_of(model))
+    blocks = decoder_of(model).blocks
+    n_layers = len(blocks)
     for site in sites:
         if site.layer >= n_layers:
             raise UsageError(
                 f"{site}: the model has layers 0 to {n_layers - 1}", hint=f"the last one: resid_post.{n_layers - 1}"
             )
-        if site.submodule == "resid_mid" and _is_parallel(model):
+        if site.submodule == "resid_mid" and blocks[site.layer].parallel:
             raise UsageError(
                 f"{site}: attention and MLP of this model run side by side, nothing lies between them",
                 hint=f"read attn_out.{site.layer} or resid_post.{site.layer} instead",
@@ -99,7 +98,7 @@ def batched(items: Iterable[list[int]], size: int = BATCH) -> Iterator[list[list
 @contextmanager
 def replaced(model: Any, site: Site, edit: Edit) -> Iterator[None]:
     """Within it, every forward pass of `model` goes on from `edit` of the activations at `site`."""
-    block, names = blocks_of(model)[site.layer], _names(model)
+    block = decoder_of(model).blocks[site.layer]
     if site.submodule == "resid_mid":  # the stream itself is at no module's output: the attention makes up the difference
         before: list[Any] = []
 
@@ -109,10 +108,12 @@ def replaced(model: Any, site: Site, edit: Edit) -> Iterator[None]:
         def put(stream: Any) -> Any:
             return edit(before[0] + stream) - before[0]
 
-        attention = getattr(block, names.after_attention or names.attention)
-        handles = [block.register_forward_pre_hook(remember, with_kwargs=True), attention.register_forward_hook(_editing(put))]
+        handles = [
+            block.outputs["resid_post"].register_forward_pre_hook(remember, with_kwargs=True),
+            block.outputs["attn_out"].register_forward_hook(_editing(put)),
+        ]
     else:
-        handles = [_module(block, names, site).register_forward_hook(_editing(edit))]
+        handles = [block.outputs[site.submodule].register_forward_hook(_editing(edit))]
     try:
         yield
     finally:
@@ -123,29 +124,20 @@ def replaced(model: Any, site: Site, edit: Edit) -> Iterator[None]:
 @contextmanager
 def _readers(model: Any, sites: Sequence[Site], found: dict[Site, Any]) -> Iterator[None]:
     check_sites(model, sites)
-    blocks, names = blocks_of(model), _names(model)
+    blocks = decoder_of(model).blocks
     handles = []
     for site in dict.fromkeys(sites):
         if site.submodule == "resid_mid":
-            norm = getattr(blocks[site.layer], names.mlp_norm)
-            handles.append(norm.register_forward_pre_hook(_keeping_input(found, site)))
+            handles.append(blocks[site.layer].mlp_norm.register_forward_pre_hook(_keeping_input(found, site)))
         else:
-            handles.append(_module(blocks[site.layer], names, site).register_forward_hook(_keeping_output(found, site)))
-    handles.append(blocks[max(site.layer for site in sites)].register_forward_hook(_stop))  # hooks run in this order
+            handles.append(blocks[site.layer].outputs[site.submodule].register_forward_hook(_keeping_output(found, site)))
+    deepest = blocks[max(site.layer for site in sites)].outputs["resid_post"]
+    handles.append(deepest.register_forward_hook(_stop))  # hooks run in this order
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _module(block: Any, names: Any, site: Site) -> Any:
-    """The module whose output is the activation at `site`."""
-    if site.submodule == "attn_out":
-        return getattr(block, names.after_attention or names.attention)
-    if site.submodule == "mlp_out":
-        return getattr(block, names.after_mlp or names.mlp)
-    return block
 
 
 def _keeping_output(found: dict[Site, Any], site: Site) -> Callable[..., None]:
@@ -171,17 +163,6 @@ def _editing(edit: Edit) -> Callable[..., Any]:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     return change
-
-
-def _names(model: Any) -> Any:
-    name = type(model).__name__
-    if name not in ARCHITECTURES:
-        raise UnknownNameError("architecture", name, ARCHITECTURES)
-    return ARCHITECTURES[name]
-
-
-def _is_parallel(model: Any) -> bool:
-    return bool(getattr(model.config, "use_parallel_residual", False))
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

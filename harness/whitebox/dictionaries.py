@@ -6,7 +6,6 @@ its files must say to be believed, and the unit rows. What is done with them is 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -241,12 +240,6 @@ def load(located: Located) -> Directions:
         start += len(rows)
     unit = np.concatenate(found) if found else np.zeros((0, d_model), np.float32)
     return Directions(unit=unit, features=np.concatenate(features) if features else np.zeros(0, np.int32), d_sae=d_sae)
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file's content, hex."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _shape(located: Located) -> tuple[int, int]:

@@ -19,9 +19,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,14 +33,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from harness.errors import FileFormatError, StorageError, UsageError
-from harness.paths import make_dir
+from harness.errors import FileFormatError, UsageError
+from harness.paths import make_dir, writing
+from harness.providers.weights import sha256
 from harness.whitebox import nulls
-from harness.whitebox.dictionaries import Dictionary, Directions, Located, alike, load, locate, opened, sha256
+from harness.whitebox.dictionaries import Dictionary, Directions, Located, alike, load, locate, opened
 from harness.whitebox.sites import Site
 from harness.whitebox.sources import NATURAL_DOSE
 from harness.whitebox.tiles import Scan, make_tile, scan, tile_rows
 from harness.whitebox.topology_plot import draw
+from harness.whitebox.usage import peak_memory_gb
 
 FORMAT = 1
 """Raised when the files of a finished site change their meaning: older ones are then computed again."""
@@ -50,6 +50,7 @@ FORMAT = 1
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 GLOSS_ROWS = 1 << 14
+NO_ROOM = "make room, or name another folder with --out; finished sites are kept"
 
 PAIRS = pa.schema(
     [
@@ -112,7 +113,7 @@ def map_topology(job: Job, note: Callable[[str], None]) -> list[dict[str, Any]]:
         key = _key(job, located, files)
         folder = job.out / "sites" / str(dictionary.site)
         record = _finished(folder, key)
-        with _storage(job.out):
+        with writing(job.out, hint=NO_ROOM):
             if record is None:
                 record = _map_site(job, located, key, folder)
                 kept = ""
@@ -121,7 +122,7 @@ def map_topology(job: Job, note: Callable[[str], None]) -> list[dict[str, Any]]:
         _check_alike(job, dictionary.site, load_file(folder / "sketch.safetensors")["sketch"], sketches, note)
         done.append(record)
         note(f"{dictionary.source} {dictionary.site}: {_told(record)}{kept} ({number}/{len(job.dictionaries)})")
-    with _storage(job.out):
+    with writing(job.out, hint=NO_ROOM):
         _publish(job, done)
     return [_row(record) for record in done]
 
@@ -145,12 +146,6 @@ def pick_device() -> Device:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def peak_memory_gb() -> float:
-    """The most memory that this process has held so far, in GB."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used / 1e9 if sys.platform == "darwin" else used * 1024 / 1e9
 
 
 def _key(job: Job, located: Located, files: Mapping[Path, str]) -> dict[str, Any]:
@@ -433,15 +428,3 @@ def _whole(final: Path) -> Iterator[Path]:
     path = final.with_name(f".{final.name}")
     yield path
     os.replace(path, final)
-
-
-@contextmanager
-def _storage(folder: Path) -> Iterator[None]:
-    """A full disk and the like as StorageError."""
-    try:
-        yield
-    except OSError as exc:
-        raise StorageError(
-            f"{folder}: cannot be written: {exc.strerror or exc}",
-            hint="make room, or name another folder with --out; finished sites are kept",
-        ) from exc

@@ -15,9 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
-import resource
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,8 +26,8 @@ from typing import Any
 
 import torch
 
-from harness.errors import MissingExtraError, StorageError, UsageError
-from harness.paths import make_dir
+from harness.errors import MissingExtraError, UsageError
+from harness.paths import make_dir, writing
 from harness.whitebox.sites import Site
 
 MANIFEST = "manifest.json"
@@ -79,12 +77,6 @@ class Progress:
     done: int
     planned: int
     seconds: float
-
-
-def peak_memory_gb() -> float:
-    """The largest memory that this process has held, in 10^9 bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 class SiteTrainer:
@@ -245,14 +237,11 @@ def save(out: Path, site: Site, sae: Any, manifest: Mapping[str, Any]) -> Path:
     final = site_dir(make_dir(out), site)
     partial = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        sae.save_inference_model(partial)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        partial.rename(final)
-    except OSError as exc:
-        raise StorageError(
-            f"{final}: cannot be written: {exc.strerror or exc}", hint="free room, or name another folder with --out"
-        ) from exc
+        with writing(final, hint="free room, or name another folder with --out"):
+            shutil.rmtree(partial, ignore_errors=True)
+            sae.save_inference_model(partial)
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final

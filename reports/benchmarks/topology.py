@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from harness.whitebox.dictionaries import local_dictionaries
 from harness.whitebox.tiles import tile_rows
-from harness.whitebox.topology import Job, Options, map_topology, peak_memory_gb
+from harness.whitebox.topology import Job, Options, map_topology
+from harness.whitebox.usage import peak_memory_gb
 
 
 def planted(n: int, d: int, n_pairs: int) -> np.ndarray:
