@@ -15,14 +15,8 @@ Everything is streamed: memory holds one dictionary and one tile of cosines, wha
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
-import json
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -40,9 +34,23 @@ from harness.whitebox import nulls
 from harness.whitebox.dictionaries import Dictionary, Directions, Located, alike, load, locate, opened
 from harness.whitebox.sites import Site
 from harness.whitebox.sources import NATURAL_DOSE
+from harness.whitebox.stage import (
+    MANIFEST,
+    NO_ROOM,
+    RECORD,
+    Record,
+    building,
+    finished,
+    join,
+    site_folder,
+    stopwatch,
+    versions,
+    whole,
+    write_json,
+    write_table,
+)
 from harness.whitebox.tiles import Scan, make_tile, scan, tile_rows
 from harness.whitebox.topology_plot import draw
-from harness.whitebox.usage import peak_memory_gb
 
 FORMAT = 1
 """Raised when the files of a finished site change their meaning: older ones are then computed again."""
@@ -50,7 +58,6 @@ FORMAT = 1
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 GLOSS_ROWS = 1 << 14
-NO_ROOM = "make room, or name another folder with --out; finished sites are kept"
 
 PAIRS = pa.schema(
     [
@@ -111,8 +118,8 @@ def map_topology(job: Job, note: Callable[[str], None]) -> list[dict[str, Any]]:
     for number, dictionary in enumerate(job.dictionaries, start=1):
         located = locate(dictionary)
         key = _key(job, located, files)
-        folder = job.out / "sites" / str(dictionary.site)
-        record = _finished(folder, key)
+        folder = site_folder(job.out, dictionary.site)
+        record = finished(folder, key)
         with writing(job.out, hint=NO_ROOM):
             if record is None:
                 record = _map_site(job, located, key, folder)
@@ -161,56 +168,42 @@ def _key(job: Job, located: Located, files: Mapping[Path, str]) -> dict[str, Any
     }
 
 
-def _finished(folder: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The record of a site that is done under this key."""
-    try:
-        record = json.loads((folder / "site.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("key") == key else None
-
-
-def _map_site(job: Job, located: Located, key: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _map_site(job: Job, located: Located, key: Record, folder: Path) -> Record:
     """Compute one site into `folder`, which appears whole or not at all."""
-    started = time.perf_counter()
+    clock = stopwatch()
     dictionary = located.dictionary
     directions = load(located)
     moment = _second_moment(dictionary.site, directions)
     both = _nulls(job, dictionary.site, moment)
     thresholds = {null.name: nulls.threshold_of(null, len(directions.features), job.options.null_pairs) for null in both}
     threshold = _threshold(job.options, thresholds)
-    scratch = folder.with_name(f".{folder.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
     tile = make_tile(directions.unit, tile_rows(len(directions.unit)), job.device)
     labels = (dictionary.source, str(dictionary.site))
     glosses = None if job.glosses is None else _tensor(job.glosses, dictionary.site, rows=directions.d_sae)
-    with _PairWriter(scratch / "pairs.parquet", labels, directions, glosses) as writer:
-        seen = scan(directions.unit, threshold, LEVELS, writer.add, tile)
-    pq.write_table(_nearest(labels, directions, seen), scratch / "nearest.parquet", compression="zstd")
-    save_file({"sketch": directions.sketch()}, scratch / "sketch.safetensors")
-    record = {
-        "key": key,
-        "dictionary": _provenance(located),
-        "statistics": {
-            **_statistics(directions, seen, moment),
-            "threshold": threshold,
-            **{f"threshold_{name}": value for name, value in thresholds.items()},
-            "matched_to": "activation_covariance" if job.covariances else "decoder_second_moment",
-            "n_pairs": writer.n_pairs,
-            **{f"expected_{null.name}": nulls.expected_pairs(null, len(directions.features), threshold) for null in both},
-        },
-        "levels": {
-            "cosine": list(LEVELS),
-            "pairs": seen.above.tolist(),
-            **{n.name: [nulls.expected_pairs(n, len(directions.features), level) for level in LEVELS] for n in both},
-        },
-        "seconds": time.perf_counter() - started,
-        "peak_memory_gb": peak_memory_gb(),
-    }
-    (scratch / "site.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.rename(folder)
+    with building(folder) as scratch:
+        with _PairWriter(scratch / "pairs.parquet", labels, directions, glosses) as writer:
+            seen = scan(directions.unit, threshold, LEVELS, writer.add, tile)
+        write_table(scratch / "nearest.parquet", _nearest(labels, directions, seen))
+        save_file({"sketch": directions.sketch()}, scratch / "sketch.safetensors")
+        record = {
+            "key": key,
+            "dictionary": _provenance(located),
+            "statistics": {
+                **_statistics(directions, seen, moment),
+                "threshold": threshold,
+                **{f"threshold_{name}": value for name, value in thresholds.items()},
+                "matched_to": "activation_covariance" if job.covariances else "decoder_second_moment",
+                "n_pairs": writer.n_pairs,
+                **{f"expected_{null.name}": nulls.expected_pairs(null, len(directions.features), threshold) for null in both},
+            },
+            "levels": {
+                "cosine": list(LEVELS),
+                "pairs": seen.above.tolist(),
+                **{n.name: [nulls.expected_pairs(n, len(directions.features), level) for level in LEVELS] for n in both},
+            },
+            **asdict(clock()),
+        }
+        write_json(scratch / RECORD, record)
     return record
 
 
@@ -379,21 +372,19 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _publish(job: Job, done: Sequence[Mapping[str, Any]]) -> None:
+def _publish(job: Job, done: Sequence[Record]) -> None:
     """Join the sites' tables, write statistics, plot and manifest, each under its own name only when it is whole."""
     folders = [job.out / "sites" / record["key"]["site"] for record in done]
     for name, schema in (("pairs.parquet", PAIRS), ("nearest.parquet", NEAREST)):
-        with _whole(job.out / name) as path:
-            _join([folder / name for folder in folders], schema, path)
+        join([folder / name for folder in folders], schema, job.out / name)
     levels = [
         {"source": record["key"]["source"], "site": record["key"]["site"], **dict(zip(record["levels"], values, strict=True))}
         for record in done
         for values in zip(*record["levels"].values(), strict=True)
     ]
     for name, rows in (("sites.parquet", [_row(record) for record in done]), ("levels.parquet", levels)):
-        with _whole(job.out / name) as path:
-            pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
-    with _whole(job.out / "topology.svg") as path:
+        write_table(job.out / name, pa.Table.from_pylist(rows))
+    with whole(job.out / "topology.svg") as path:
         path.write_text(draw([(record["key"]["site"], record["levels"]) for record in done]), encoding="utf-8")
     manifest = {
         "stage": "topology",
@@ -402,29 +393,9 @@ def _publish(job: Job, done: Sequence[Mapping[str, Any]]) -> None:
         "glosses_sha256": done[0]["key"]["glosses"],
         "covariances_sha256": done[0]["key"]["covariances"],
         "sites": {record["key"]["site"]: {"sha256": record["key"]["sha256"], **record["dictionary"]} for record in done},
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("transfer-harness", "numpy", "scipy", "safetensors", "pyarrow")
-        },
+        "versions": versions("numpy", "scipy", "safetensors", "pyarrow"),
         "device": job.device,
         "seconds": sum(record["seconds"] for record in done),
         "peak_memory_gb": max(record["peak_memory_gb"] for record in done),
     }
-    with _whole(job.out / "manifest.json") as path:
-        path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _join(parts: Sequence[Path], schema: pa.Schema, out: Path) -> None:
-    """The tables `parts` one after another, a row group at a time."""
-    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        for part in parts:
-            with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches():
-                    writer.write_batch(batch.cast(schema))
-
-
-@contextmanager
-def _whole(final: Path) -> Iterator[Path]:
-    """A temporary name beside `final`, renamed to it when the block ends well."""
-    path = final.with_name(f".{final.name}")
-    yield path
-    os.replace(path, final)
+    write_json(job.out / MANIFEST, manifest)
