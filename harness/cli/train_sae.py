@@ -15,10 +15,11 @@ from cyclopts import Parameter
 
 from harness.cli.console import note, print_table
 from harness.errors import MissingExtraError, UsageError
-from harness.paths import cache_dir
 from harness.providers.targets import Dtype
 from harness.whitebox import corpus as corpora
+from harness.whitebox.dictionaries import trained_dir
 from harness.whitebox.sites import Site
+from harness.whitebox.sources import embedded_sites
 from harness.whitebox.usage import peak_memory_gb
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ class TrainOptions:
     """The options of `harness train-sae`."""
 
     source: Annotated[str, Parameter(help="Model: an embedded target's name, or the folder of a transformers model")]
-    site: Annotated[list[str], Parameter(negative="", help="Site, as SUBMODULE.LAYER; repeat for several")]
+    site: Annotated[
+        list[str] | None,
+        Parameter(
+            negative="", help="Site, as SUBMODULE.LAYER; repeat for several. Default: those declared for an embedded source"
+        ),
+    ] = None
     tokens: Annotated[int, Parameter(help="Tokens to train each site on")] = 1_000_000
     d_sae: Annotated[int, Parameter(help="Features of a dictionary")] = 4096
     k: Annotated[int, Parameter(help="Features that may be active on a token")] = 32
@@ -45,7 +51,7 @@ class TrainOptions:
         list[Path], Parameter(negative="", help="Text of your own, or a folder with WordNet's database; repeat for several")
     ] = field(default_factory=list)
     out: Annotated[Path | None, Parameter(help="Folder for the dictionaries, one a site. Default: in the cache")] = None
-    at_once: Annotated[int, Parameter(help="Sites trained in one pass over the model; a killed pass starts again")] = 3
+    at_once: Annotated[int, Parameter(help="Sites trained in one pass over the model; a killed pass starts again")] = 4
     dtype: Annotated[Dtype, Parameter(help="Number type of the model's forward pass; dictionaries are float32")] = "bfloat16"
     seed: Annotated[int, Parameter(help="Seed of every random choice")] = 0
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the manifests as JSON on stdout")] = False
@@ -67,7 +73,7 @@ def train_sae(options: Annotated[TrainOptions, Parameter(name="*")]) -> int:
 
     Sites that are trained are kept: the same command after an interruption goes on with the others.
     """
-    sites = tuple(dict.fromkeys(Site.parse(text) for text in options.site))
+    sites = _sites(options)
     job = _job(options, sites)
     from harness.whitebox import training
 
@@ -78,6 +84,14 @@ def train_sae(options: Annotated[TrainOptions, Parameter(name="*")]) -> int:
         _train(job, group)
     _show(job.out, sites, as_json=options.json)
     return 0
+
+
+def _sites(options: TrainOptions) -> tuple[Site, ...]:
+    """The sites that were asked for, else the declared ones; raises UsageError where there are none."""
+    declared = embedded_sites()
+    if not options.site and options.source not in declared:
+        raise UsageError(f"which sites of {options.source}?", hint="name some, as --site resid_post.3 --site mlp_out.5")
+    return tuple(dict.fromkeys(map(Site.parse, options.site or ()))) or declared[options.source]
 
 
 def _job(options: TrainOptions, sites: Sequence[Site]) -> Job:
@@ -95,7 +109,7 @@ def _job(options: TrainOptions, sites: Sequence[Site]) -> Job:
     train, held_out = text.split(seed=options.seed)
     source = load_model(options.source, note, dtype=options.dtype)
     activations.check_sites(source.model, sites)
-    out = options.out or cache_dir() / "saes" / source.folder.name
+    out = options.out or trained_dir(source.folder.name)
     return Job(source=source, recipe=recipe, train=train, held_out=held_out, out=out.absolute())
 
 
@@ -115,7 +129,7 @@ def _key(job: Job, site: Site) -> dict[str, Any]:
 
 def _train(job: Job, sites: Sequence[Site]) -> None:
     """One pass over the model for `sites`, their quality, and their folders."""
-    from harness.whitebox import activations, training
+    from harness.whitebox import activations, packing, training
 
     held_out = _held_out(job)
     note(f"{job.source.name}: {', '.join(map(str, sites))} on {job.recipe.tokens:,} tokens of {job.train.source}")
@@ -123,7 +137,7 @@ def _train(job: Job, sites: Sequence[Site]) -> None:
         site: training.SiteTrainer(job.source.model.config.get_text_config().hidden_size, job.recipe, _metadata(job, site))
         for site in sites
     }
-    texts = activations.contexts(job.train.documents, job.source.tokenizer, bos=job.source.bos)
+    texts = packing.contexts(job.train.documents, job.source.tokenizer, bos=job.source.bos)
     batches = activations.read(job.source.model, activations.batched(texts), sites)
     seconds = training.train(batches, trainers, _progress(len(sites)))
     for site, trainer in trainers.items():
@@ -163,7 +177,7 @@ def _finish(job: Job, site: Site, trainer: SiteTrainer, held_out: list[list[int]
 
 def _held_out(job: Job) -> list[list[int]]:
     """The contexts to judge on; raises UsageError where the text gives none."""
-    from harness.whitebox.activations import contexts
+    from harness.whitebox.packing import contexts
 
     found = list(islice(contexts(job.held_out.documents, job.source.tokenizer, bos=job.source.bos), HELD_OUT_CONTEXTS))
     if not found:

@@ -3,16 +3,15 @@
 `attn_out` and `mlp_out` are what is added to the residual stream: in Gemma 3 that is the output of the norm that follows
 the attention or the MLP (TransformerLens' hook_attn_out and hook_mlp_out stand there too), elsewhere the output itself.
 
-Text is packed: documents end to end, a newline between them, cut into contexts of one length. The first position of every
-context is left out of what is read: whatever token stands there becomes the model's attention sink, with a norm tens of
-times that of any other and nothing to say about the text.
+The first position of every context (see `packing`) is left out of what is read: whatever token stands there becomes the model's
+attention sink, with a norm tens of times that of any other and nothing to say about the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +25,7 @@ CONTEXT = 128
 BATCH = 16
 """Contexts of one forward pass: on two cores matrix products gain nothing from more."""
 
-_ENCODE_AT_ONCE = 512
+Item = TypeVar("Item")
 
 Edit = Callable[[Any], Any]
 """Activations (B, T, d_model) to what stands in their place, of the same shape."""
@@ -57,23 +56,6 @@ def check_sites(model: Any, sites: Sequence[Site]) -> None:
             )
 
 
-def contexts(texts: Iterable[str], tokenizer: Any, *, length: int = CONTEXT, bos: int | None = None) -> Iterator[list[int]]:
-    """Token ids of `texts`, packed into contexts of exactly `length`, each beginning with `bos` where one is given.
-
-    `tokenizer` is one of the tokenizers package. What is left at the end and fills no context is dropped.
-    """
-    head = [] if bos is None else [bos]
-    room = length - len(head)
-    rest: list[int] = []
-    for part in _chunks(texts, _ENCODE_AT_ONCE):
-        for encoding in tokenizer.encode_batch([text + "\n" for text in part], add_special_tokens=False):
-            rest.extend(encoding.ids)
-        full = len(rest) // room * room
-        for start in range(0, full, room):
-            yield head + rest[start : start + room]
-        del rest[:full]
-
-
 def read(
     model: Any, batches: Iterable[Sequence[Sequence[int]]], sites: Sequence[Site], *, first: int = 1
 ) -> Iterator[dict[Site, Any]]:
@@ -90,9 +72,16 @@ def read(
         yield {site: found[site][:, first:].flatten(0, 1).float() for site in sites}
 
 
-def batched(items: Iterable[list[int]], size: int = BATCH) -> Iterator[list[list[int]]]:
+def batched(items: Iterable[Item], size: int = BATCH) -> Iterator[list[Item]]:
     """`items` in lists of `size`; the last may be shorter."""
-    return _chunks(items, size)
+    part: list[Item] = []
+    for item in items:
+        part.append(item)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
 
 
 @contextmanager
@@ -163,14 +152,3 @@ def _editing(edit: Edit) -> Callable[..., Any]:
         return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
 
     return change
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    part: list[Any] = []
-    for item in items:
-        part.append(item)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part

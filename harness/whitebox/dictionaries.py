@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from harness.errors import EndpointError, FileFormatError, MissingExtraError, UsageError
+from harness.paths import cache_dir
 from harness.whitebox.sites import Site
-from harness.whitebox.sources import Release, Source, find_source, sources
+from harness.whitebox.sources import Release, Source, embedded_sites, find_source, sources
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -155,12 +156,22 @@ def local_dictionaries(name: str, folder: Path, note: Callable[[str], None]) -> 
 
 
 def open_dictionaries(name: str, folder: Path | None, note: Callable[[str], None]) -> tuple[Dictionary, ...]:
-    """The dictionaries of source `name`: those under `folder`, else those that its declaration names on the hub."""
+    """The dictionaries of source `name`: those under `folder`, else those that `harness train-sae` left in the cache, else
+    those that its declaration names on the hub."""
+    if folder is None and (trained := trained_dir(name)).is_dir():
+        return local_dictionaries(name, trained, note)
+    if folder is None and name in embedded_sites():
+        raise UsageError(f"no dictionaries of {name} have been trained yet", hint=f"harness train-sae --source {name}")
     if folder is None:
         return hub_dictionaries(find_source(name))
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder", hint="--dictionary takes the folder that holds the sites' folders")
     return local_dictionaries(name, folder, note)
+
+
+def trained_dir(name: str) -> Path:
+    """Where the dictionaries that were trained here for the source `name` lie, in the user's cache."""
+    return cache_dir() / "saes" / name
 
 
 def choose(dictionaries: Sequence[Dictionary], sites: Sequence[Site]) -> tuple[Dictionary, ...]:

