@@ -1,96 +1,14 @@
-"""`harness map`: topology."""
+"""`harness map`: source models from inside. Each stage stands in a file of its own, `map_<stage>.py`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from cyclopts import App
 
-from cyclopts import App, Parameter
+from harness.cli.map_topology import topology
 
-from harness.cli.console import note, print_json, print_table
-from harness.paths import reports_dir
-from harness.whitebox.sites import Site
-
-app = App(name="map", help="Source models from inside: which of their features point the same way.", help_format="plaintext")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopologyOptions:
-    """The options of `harness map topology`."""
-
-    source: Annotated[str, Parameter(help="A source known by name (pythia-70m, gpt2-small), or any name with --dictionary")]
-    dictionary: Annotated[
-        Path | None, Parameter(help="Folder of SAEs in SAELens' layout, one folder a site; default: fetched from the hub")
-    ] = None
-    site: Annotated[list[str] | None, Parameter(negative="", help="Site to map, such as resid_post.6; repeat for several")] = (
-        None
-    )
-    out: Annotated[Path | None, Parameter(help="Output folder. Default: reports/topology-<source>")] = None
-    null: Annotated[Literal["larger", "isotropic", "matched"], Parameter(help="Null that sets the threshold of a site")] = (
-        "larger"
-    )
-    null_pairs: Annotated[float, Parameter(help="Pairs that the null may put above the threshold of a site")] = 1.0
-    threshold: Annotated[float | None, Parameter(help="One cosine for every site, instead of the null's")] = None
-    covariance: Annotated[
-        Path | None, Parameter(help="Safetensors, an activation covariance for each site; default: W_dec's own second moment")
-    ] = None
-    glosses: Annotated[Path | None, Parameter(help="Safetensors, the gloss vectors (d_sae, n) for each site")] = None
-    seed: Annotated[int, Parameter(help="Seed of the matched null's draws")] = 0
-    allow_alike: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Go on where two sites hold the same dictionary")
-    ] = False
-    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the sites' statistics as JSON on stdout")] = (
-        False
-    )
-
-
-@app.command
-def topology(options: Annotated[TopologyOptions, Parameter(name="*")]) -> None:
-    """Cosines of all decoder rows of each site: pairs above a threshold set by a null, and nearest neighbours.
-
-    A finished site is kept: the same command after an interruption goes on with the site it stood at.
-    """
-    from harness.whitebox.dictionaries import choose, open_dictionaries
-    from harness.whitebox.topology import Job, Options, map_topology, pick_device
-
-    found = choose(open_dictionaries(options.source, options.dictionary, note), [Site.parse(s) for s in options.site or ()])
-    job = Job(
-        dictionaries=found,
-        out=(options.out or reports_dir() / f"topology-{options.source}").absolute(),
-        options=Options(null=options.null, null_pairs=options.null_pairs, threshold=options.threshold, seed=options.seed),
-        glosses=options.glosses,
-        covariances=options.covariance,
-        device=pick_device(),
-        allow_alike=options.allow_alike,
-    )
-    rows = map_topology(job, note)
-    if options.json:
-        print_json(rows)
-    else:
-        _print_sites(rows)
-    note(f"written: {job.out}")
-
-
-def _print_sites(rows: list[dict[str, Any]]) -> None:
-    columns = ("site", "features", "dead", "threshold", "pairs", "isotropic", "matched", "sd", "nearest: median", "99%")
-    cells = [
-        (
-            row["site"],
-            f"{row['d_sae']:,}",
-            f"{row['n_dead']:,}",
-            f"{row['threshold']:.3f}",
-            f"{row['n_pairs']:,}",
-            f"{row['expected_isotropic']:.2g}",
-            f"{row['expected_matched']:.2g}",
-            _cell(row["sd_cosine"]),
-            _cell(row["nearest_q50"]),
-            _cell(row["nearest_q99"]),
-        )
-        for row in rows
-    ]
-    print_table(columns, cells)
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+app = App(
+    name="map",
+    help="Source models from inside: what their features mean, which point the same way, which are shared.",
+    help_format="plaintext",
+)
+app.command(topology)

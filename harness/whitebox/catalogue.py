@@ -2,12 +2,12 @@
 
 The folder (a stage's, see `stage`) holds, joined over sites and for each site apart,
 
-- `features.parquet`: source, site, feature, density (share of tokens on which it fires), max_act, mean_act (over the tokens on which
-  it fires), gloss, gloss_source, gloss_score; a row for every feature, null gloss where none speaks for it;
-- `tokens.parquet`: source, site, feature, rank, token_id, token (its text, decoded), word (the whole word it lies in), value: the
+- `features.parquet`: source, site, feature, density (share of tokens on which it fires), max_act, mean_act (where it fires), gloss,
+  gloss_source, gloss_score; a row for every feature, null gloss where none speaks for it;
+- `tokens.parquet`: source, site, feature, rank, token_id, token (its decoded text), word (the whole word it lies in), value: the
   distinct tokens on which a feature fires most, at most TOP_TOKENS, highest first, with the largest activation on each;
-- `contexts.parquet`: source, site, feature, rank, value, document, start, end, text: where it fires most, at most TOP_CONTEXTS, highest
-  first, from different documents; characters start:end of `text` are the token;
+- `contexts.parquet`: source, site, feature, rank, value, document, start, end, text: where it fires most, at most TOP_CONTEXTS,
+  highest first, from different documents; characters start:end of `text` are the token;
 
 for each site apart,
 
@@ -132,14 +132,16 @@ class Catalogue:
     @cached_property
     def spans(self) -> NDArray[np.int32]:
         """Document, first character and character after the last of each row of `codes`, (n_tokens, 3)."""
-        return load_file(self.folder / "spans.safetensors")["spans"]
+        spans: NDArray[np.int32] = load_file(self.folder / "spans.safetensors")["spans"]
+        return spans
 
     def gloss_vectors(self, site: Site) -> NDArray[np.float32]:
         """Unit gloss vectors (d_sae, n), zeros where a feature has no gloss; raises UsageError without glosses."""
         path = self.folder / "glosses.safetensors"
         if not path.is_file():
             raise UsageError(f"{self.folder}: has no glosses", hint="harness map catalogue --gloss contexts")
-        return load_file(path)[str(site)]
+        vectors: NDArray[np.float32] = load_file(path)[str(site)]
+        return vectors
 
     def dictionary(self, site: Site) -> Located:
         """Where the dictionary of `site` lies."""
