@@ -2,9 +2,9 @@
 
 The folder (a stage's, see `stage`) holds, joined over sites and for each site apart,
 
-- `features.parquet`: source, site, feature, density (share of tokens on which it fires), max_act, mean_act (where it fires), gloss,
+- `features.parquet`: source, site, feature, density (share of tokens it fires on), max_act, mean_act (there), gloss,
   gloss_source, gloss_score; a row for every feature, null gloss where none speaks for it;
-- `tokens.parquet`: source, site, feature, rank, token_id, token (its decoded text), word (the whole word it lies in), value: the
+- `tokens.parquet`: source, site, feature, rank, token_id, token (its text), word (the whole word it lies in), value: the
   distinct tokens on which a feature fires most, at most TOP_TOKENS, highest first, with the largest activation on each;
 - `contexts.parquet`: source, site, feature, rank, value, document, start, end, text: where it fires most, at most TOP_CONTEXTS,
   highest first, from different documents; characters start:end of `text` are the token;
