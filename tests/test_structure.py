@@ -15,6 +15,7 @@ LAYERS = [
     {"cli", "__main__"},
     {"reports"},
     {"evals", "whitebox"},  # whitebox is a leaf: only the command line imports it
+    {"lexicon"},
     {"stats", "packs", "providers"},
     {"config", "registry", "store", "wheels"},
     {"records", "errors", "paths", "__init__"},

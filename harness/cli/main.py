@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from harness import __version__
-from harness.cli import evals, packs, run, serve, targets, train_sae
+from harness.cli import distill, evals, intervene, packs, run, serve, targets, train_sae
 from harness.cli import map as map_
 from harness.cli.console import print_error
 from harness.errors import HarnessError
@@ -27,6 +27,8 @@ app.command(packs.app)
 app.command(evals.app)
 app.command(map_.app)
 app.command(train_sae.train_sae)
+app.command(distill.distill)
+app.command(intervene.intervene)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

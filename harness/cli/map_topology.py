@@ -70,7 +70,11 @@ def topology(options: Annotated[TopologyOptions, Parameter(name="*")]) -> None:
 
 
 def _print_sites(rows: list[dict[str, Any]]) -> None:
-    columns = ("site", "features", "dead", "threshold", "pairs", "isotropic", "matched", "sd", "nearest: median", "99%")
+    shares = [name for name in rows[0] if name.startswith("similarity_below_")] if rows[0]["similarity_pairs"] else []
+    columns = (
+        *("site", "features", "dead", "threshold", "pairs", "isotropic", "matched", "sd", "nearest: median", "99%"),
+        *(f"{'glosses ' if name == shares[0] else ''}<0.{name[-2:]}" for name in shares),
+    )
     cells = [
         (
             row["site"],
@@ -83,6 +87,7 @@ def _print_sites(rows: list[dict[str, Any]]) -> None:
             _cell(row["sd_cosine"]),
             _cell(row["nearest_q50"]),
             _cell(row["nearest_q99"]),
+            *("-" if row[name] is None else f"{row[name]:.1%}" for name in shares),
         )
         for row in rows
     ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.evals.lexicon import matches
+from harness.lexicon import matches
 from harness.providers.embedding import Similarity
 from harness.records import Lexicon, Observation, Prompt
 from harness.stats.bounds import difference_bounds, log_odds, mass_bounds, tv_bounds

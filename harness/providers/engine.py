@@ -233,16 +233,32 @@ class PrefixEngine:
         A prompt that cannot be asked, or for which memory does not suffice, gets an observation with `error`.
         """
         found = [_failed(problem) if (problem := self._problem(prompt)) else None for prompt in prompts]
-        labelled: dict[str, list[int]] = {}
-        for number, group in enumerate(groups):
-            if found[number] is None:
-                labelled.setdefault(group, []).append(number)
-        pieces = [piece for members in labelled.values() for piece in pieces_of(prompts, members, self._max_tokens)]
-        for chunk in chunks_of(prompts, pieces, self._max_tokens):
-            numbers = [member for piece in chunk for member in piece.members]
-            for number, observation in zip(numbers, self._answer(prompts, chunk, readout), strict=True):
+        for chunk in self._chunks(prompts, [None if found[n] else group for n, group in enumerate(groups)]):
+            for number, observation in zip(_members(chunk), self._answer(prompts, chunk, readout), strict=True):
                 found[number] = observation
         return [observation for observation in found if observation is not None]
+
+    def logits(self, prompts: Sequence[Ids], groups: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
+        """The logits (n, V) float32 after some of the prompts and which prompts these are, a forward pass at a time.
+
+        Raises UsageError for a prompt that cannot be asked.
+        """
+        for prompt in prompts:
+            if problem := self._problem(prompt):
+                raise UsageError(problem)
+        for chunk in self._chunks(prompts, groups):
+            with torch.inference_mode():
+                logits = self._logits(prompts, chunk)
+            yield _members(chunk), logits
+
+    def _chunks(self, prompts: Sequence[Ids], groups: Sequence[str | None]) -> Iterator[list[Piece]]:
+        """What goes through the model at once, of the prompts that have a group."""
+        labelled: dict[str, list[int]] = {}
+        for number, group in enumerate(groups):
+            if group is not None:
+                labelled.setdefault(group, []).append(number)
+        pieces = [piece for members in labelled.values() for piece in pieces_of(prompts, members, self._max_tokens)]
+        return chunks_of(prompts, pieces, self._max_tokens)
 
     def _problem(self, prompt: Ids) -> str | None:
         """Why `prompt` cannot be asked, or None."""
@@ -262,7 +278,7 @@ class PrefixEngine:
         except (MemoryError, RuntimeError) as exc:
             if not _out_of_memory(exc):
                 raise
-            observations = [_failed("out of memory")] * sum(len(piece.members) for piece in chunk)
+            observations = [_failed("out of memory")] * len(_members(chunk))
         return observations
 
     def _logits(self, prompts: Sequence[Ids], chunk: Sequence[Piece]) -> Any:
@@ -343,6 +359,11 @@ def _in_float32(model: Any) -> Iterator[None]:
     finally:
         for tensor, dtype in zip(shorter, dtypes, strict=True):
             tensor.data = tensor.data.to(dtype)
+
+
+def _members(chunk: Sequence[Piece]) -> list[int]:
+    """The prompts of a chunk, in the order of its logits."""
+    return [member for piece in chunk for member in piece.members]
 
 
 def _failed(why: str) -> Observation:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness.evals.lexicon import matches
+from harness.lexicon import matches
 from harness.evals.trials import ScoredBatch
 from harness.packs.sampling import generator
 from harness.providers.vocabulary import Vocabulary

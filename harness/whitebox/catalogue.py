@@ -38,12 +38,15 @@ from safetensors.numpy import load_file
 from scipy import sparse
 
 from harness.errors import FileFormatError, UsageError
-from harness.whitebox.dictionaries import CONFIG, WEIGHTS, Dictionary, Directions, Located, load, read_config
+from harness.whitebox.dictionaries import CONFIG, WEIGHTS, Dictionary, Directions, Located, load, opened, read_config
 from harness.whitebox.sites import Site
 from harness.whitebox.stage import read_manifest, site_folder
 
 TOP_TOKENS = 100
 TOP_CONTEXTS = 16
+
+UNKNOWN_ID = -1
+"""The `token_id` of a token whose model was not at hand (a catalogue made from exports)."""
 
 _LABELS = [pa.field(name, pa.dictionary(pa.int8(), pa.string())) for name in ("source", "site")]
 FEATURES = pa.schema(
@@ -140,7 +143,9 @@ class Catalogue:
         path = self.folder / "glosses.safetensors"
         if not path.is_file():
             raise UsageError(f"{self.folder}: has no glosses", hint="harness map catalogue --gloss contexts")
-        vectors: NDArray[np.float32] = load_file(path)[str(site)]
+        self._folder(site)
+        with opened(path, "np") as file:
+            vectors: NDArray[np.float32] = file.get_tensor(str(site))
         return vectors
 
     def dictionary(self, site: Site) -> Located:

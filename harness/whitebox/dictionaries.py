@@ -127,6 +127,8 @@ def local_dictionaries(name: str, folder: Path, note: Callable[[str], None]) -> 
     known = None if source is None else set(source.sites())
     found: dict[Site, Dictionary] = {}
     for weights in sorted(folder.rglob(WEIGHTS)):
+        if weights.parent.name.startswith("."):  # half written, left behind by a process that was killed
+            continue
         config = read_config(weights.with_name(CONFIG))
         site = Site.of_hook_name(config.hook_name or "")
         if site is None or (known is not None and site not in known):
@@ -235,8 +237,8 @@ def load(located: Located) -> Directions:
     found: list[Floats] = []
     features: list[Ints] = []
     start = 0
-    d_sae, d_model = _shape(located)
-    for rows in _slices(path):
+    d_sae, d_model = shape_of(located)
+    for rows in decoder_rows(path):
         norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
         if not np.isfinite(norms).all():
             bad = start + int(np.flatnonzero(~np.isfinite(norms))[0])
@@ -253,8 +255,8 @@ def load(located: Located) -> Directions:
     return Directions(unit=unit, features=np.concatenate(features) if features else np.zeros(0, np.int32), d_sae=d_sae)
 
 
-def _shape(located: Located) -> tuple[int, int]:
-    """(d_sae, d_model) of the tensor, after comparing them with what is declared and configured."""
+def shape_of(located: Located) -> tuple[int, int]:
+    """(d_sae, d_model) of the tensor W_dec, after comparing them with what is declared and configured."""
     path, dictionary, config = located.weights, located.dictionary, located.config
     with opened(path, "np") as file:
         shape = tuple(file.get_slice(DECODER).get_shape()) if DECODER in file.keys() else None  # noqa: SIM118  no mapping
@@ -272,7 +274,7 @@ def _shape(located: Located) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def _slices(path: Path) -> Iterator[Floats]:
+def decoder_rows(path: Path) -> Iterator[Floats]:
     """The rows of W_dec, ROWS at a time, as float32 or float64. NumPy has no bfloat16: torch reads that one."""
     with opened(path, "np") as file:
         bfloat = file.get_slice(DECODER).get_dtype() == "BF16"

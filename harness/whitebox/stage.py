@@ -56,10 +56,10 @@ def site_folder(out: Path, site: Site) -> Path:
     return out / SITES / str(site)
 
 
-def finished(folder: Path, key: Mapping[str, Any]) -> Record | None:
-    """The record of a site that is done under this key, else None."""
+def finished(folder: Path, key: Mapping[str, Any], name: str = RECORD) -> Record | None:
+    """The record of a site (or of a part of it, `name`) that is done under this key, else None."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and record.get("key") == json.loads(json.dumps(key)) else None

@@ -40,12 +40,44 @@ class Effects:
     """What interventions did to the last position's distribution; `shape` is the intervention's. NaN where it is not finite.
 
     `log_odds_shift` (n_targets, *shape), nats: log P(target) / (1 - P(target)) against the clean run, a target being a set of
-    token ids. `total_variation` in [0, 1] and `top1_changed`: how far the model was moved at all.
+    token ids. `total_variation` in [0, 1] and `top1_changed`: how far the model was moved at all. `expectation_shift`
+    (n_vectors, *shape): the expected value of each vector over the vocabulary, against the clean run.
     """
 
     log_odds_shift: NDArray[np.float32]
     total_variation: NDArray[np.float32]
     top1_changed: NDArray[np.bool_]
+    expectation_shift: NDArray[np.float32]
+
+
+class Reading:
+    """What is read of next-token distributions, against the clean one whose logits (V,) are given; see `Effects`.
+
+    `targets`: sets of token ids; `vectors` (m, V): a number for each token, whose expected value is wanted.
+    """
+
+    def __init__(self, clean: Tensor, targets: Sequence[Sequence[int]], vectors: Tensor | None = None) -> None:
+        clean = clean[None]
+        self._masks = [target_mask(target, clean.shape[-1]).to(clean.device) for target in targets]
+        self._probabilities, self._top = clean.softmax(-1), clean.argmax(-1)
+        self._vectors = clean[:0] if vectors is None else vectors.to(clean)
+        self.clean_log_odds = [float(log_odds(clean, mask)) for mask in self._masks]
+        self.clean_expectations = self._expected(self._probabilities)[:, 0].tolist()
+
+    def read(self, logits: Tensor) -> Effects:
+        """The effects of each of `logits` (b, V); their shape is (b,)."""
+        moved = logits.softmax(-1) - self._probabilities
+        odds = [log_odds(logits, mask) - clean for mask, clean in zip(self._masks, self.clean_log_odds, strict=True)]
+        return Effects(
+            log_odds_shift=torch.stack(odds).cpu().numpy() if odds else np.empty((0, len(logits)), np.float32),
+            total_variation=(moved.abs().sum(-1) / 2).cpu().numpy(),
+            top1_changed=(logits.argmax(-1) != self._top).cpu().numpy(),
+            expectation_shift=self._expected(moved).cpu().numpy(),
+        )
+
+    def _expected(self, weights: Tensor) -> Tensor:
+        """Each vector's sum under `weights` (b, V): (m, b)."""
+        return self._vectors @ weights.T
 
 
 class Steerer:
@@ -85,29 +117,28 @@ class Steerer:
                 logits = self.run_from(prompt, place, changed)
             yield logits
 
-    def effects(self, prompt: CachedPrompt, intervention: Intervention, targets: Sequence[Sequence[int]]) -> Effects:
-        """What each entry of `intervention` does, reduced as it is computed: memory does not grow with the vocabulary."""
-        clean = prompt.clean_logits[None]
-        masks = [target_mask(target, clean.shape[-1]).to(clean.device) for target in targets]
-        clean_odds = [float(log_odds(clean, mask)) for mask in masks]
-        clean_probabilities, clean_top = clean.softmax(-1), clean.argmax(-1)
-        n = math.prod(intervention.shape)
-        shift = np.empty((len(targets), n), np.float32)
-        moved = np.empty(n, np.float32)
-        changed = np.empty(n, np.bool_)
-        done = 0
-        for logits in self.logits(prompt, intervention):
-            rows = slice(done, done := done + len(logits))
-            for row, (mask, before) in enumerate(zip(masks, clean_odds, strict=True)):
-                shift[row, rows] = (log_odds(logits, mask) - before).cpu()
-            moved[rows] = ((logits.softmax(-1) - clean_probabilities).abs().sum(-1) / 2).cpu()
-            changed[rows] = (logits.argmax(-1) != clean_top).cpu()
+    def effects(
+        self,
+        prompt: CachedPrompt,
+        intervention: Intervention,
+        targets: Sequence[Sequence[int]],
+        vectors: Tensor | None = None,
+    ) -> Effects:
+        """What each entry of `intervention` does, reduced as it is computed: memory does not grow with the number of entries
+        times the vocabulary. `targets` and `vectors` as in `Reading`."""
+        return self.read(prompt, intervention, Reading(prompt.clean_logits, targets, vectors))
+
+    def read(self, prompt: CachedPrompt, intervention: Intervention, reading: Reading) -> Effects:
+        """The same for a reading that is made already."""
+        parts = [reading.read(logits) for logits in self.logits(prompt, intervention)]
+        parts = parts or [reading.read(prompt.clean_logits[None][:0])]
         shape = intervention.shape
-        return Effects(
-            log_odds_shift=shift.reshape(len(targets), *shape),
-            total_variation=moved.reshape(shape),
-            top1_changed=changed.reshape(shape),
-        )
+
+        def joined(name: str) -> NDArray[Any]:
+            whole = np.concatenate([getattr(part, name) for part in parts], axis=-1)
+            return whole.reshape(*whole.shape[:-1], *shape)
+
+        return Effects(**{name: joined(name) for name in Effects.__slots__})
 
     def run_from(self, prompt: CachedPrompt, place: Place, x: Tensor) -> Tensor:
         """The logits (b, V) that follow when the stream at `place` is `x`, (b, T, d_model). Differentiable.

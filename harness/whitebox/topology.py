@@ -7,6 +7,8 @@ The output folder holds
 - `pairs.parquet`: source, site, i, j, cosine, gloss_similarity (null without glosses); i < j, above the site's threshold;
 - `nearest.parquet`: source, site, i, j, cosine: every feature's nearest other one, null for features without a direction;
 - `sites.parquet`: one row of statistics a site; `levels.parquet`: pairs above each cosine, beside what each null expects;
+- with glosses, `similarity.parquet`: source, site, similarity, share_below: how alike the glosses of all pairs are, whatever
+  their cosine, and `similarity.svg`, the same drawn (`distributions`);
 - `manifest.json`: sources, digests, options, versions; `topology.svg`: the levels, drawn.
 
 All but `sites/` speaks of the sites that the last run asked for; `sites/` keeps the others too.
@@ -32,6 +34,13 @@ from harness.paths import make_dir, writing
 from harness.providers.weights import sha256
 from harness.whitebox import nulls
 from harness.whitebox.dictionaries import Dictionary, Directions, Located, alike, load, locate, opened
+from harness.whitebox.distributions import (
+    SIMILARITY_LEVELS,
+    gloss_similarity,
+    interference_columns,
+    similarities,
+    similarity_columns,
+)
 from harness.whitebox.sites import Site
 from harness.whitebox.sources import NATURAL_DOSE
 from harness.whitebox.stage import (
@@ -50,14 +59,13 @@ from harness.whitebox.stage import (
     write_table,
 )
 from harness.whitebox.tiles import Scan, make_tile, scan, tile_rows
-from harness.whitebox.topology_plot import draw
+from harness.whitebox.topology_plot import draw, draw_similarity
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the files of a finished site change their meaning: older ones are then computed again."""
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-GLOSS_ROWS = 1 << 14
 
 PAIRS = pa.schema(
     [
@@ -134,18 +142,6 @@ def map_topology(job: Job, note: Callable[[str], None]) -> list[dict[str, Any]]:
     return [_row(record) for record in done]
 
 
-def gloss_similarity(glosses: NDArray[np.floating], i: NDArray[np.integer], j: NDArray[np.integer]) -> NDArray[np.float32]:
-    """Cosine of the gloss vectors (n, d_embed) of each pair; NaN where a feature has none (a row of zeros, or NaN)."""
-    found = np.empty(len(i), np.float32)
-    for at in range(0, len(i), GLOSS_ROWS):
-        part = slice(at, at + GLOSS_ROWS)
-        one, other = (np.asarray(glosses[rows[part]], np.float32) for rows in (i, j))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-            found[part] = np.einsum("nd,nd->n", one, other) / norms
-    return found.clip(-1, 1)
-
-
 def pick_device() -> Device:
     """`cuda` where torch is installed and finds a GPU, else `cpu`."""
     if importlib.util.find_spec("torch") is None:
@@ -180,6 +176,7 @@ def _map_site(job: Job, located: Located, key: Record, folder: Path) -> Record:
     tile = make_tile(directions.unit, tile_rows(len(directions.unit)), job.device)
     labels = (dictionary.source, str(dictionary.site))
     glosses = None if job.glosses is None else _tensor(job.glosses, dictionary.site, rows=directions.d_sae)
+    spread = None if glosses is None else similarities(glosses[directions.features], seed=job.options.seed, name=labels[1])
     with building(folder) as scratch:
         with _PairWriter(scratch / "pairs.parquet", labels, directions, glosses) as writer:
             seen = scan(directions.unit, threshold, LEVELS, writer.add, tile)
@@ -195,12 +192,15 @@ def _map_site(job: Job, located: Located, key: Record, folder: Path) -> Record:
                 "matched_to": "activation_covariance" if job.covariances else "decoder_second_moment",
                 "n_pairs": writer.n_pairs,
                 **{f"expected_{null.name}": nulls.expected_pairs(null, len(directions.features), threshold) for null in both},
+                **interference_columns(LEVELS, seen.above.tolist(), len(directions.features)),
+                **similarity_columns(spread),
             },
             "levels": {
                 "cosine": list(LEVELS),
                 "pairs": seen.above.tolist(),
                 **{n.name: [nulls.expected_pairs(n, len(directions.features), level) for level in LEVELS] for n in both},
             },
+            "similarity": spread and {"similarity": list(SIMILARITY_LEVELS), "share_below": list(spread.share_below)},
             **asdict(clock()),
         }
         write_json(scratch / RECORD, record)
@@ -372,20 +372,33 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _curves(done: Sequence[Record], name: str) -> pa.Table:
+    """The columns that a site's record keeps under `name`, of all sites one after another."""
+    return pa.Table.from_pylist(
+        [
+            {"source": record["key"]["source"], "site": record["key"]["site"], **dict(zip(record[name], values, strict=True))}
+            for record in done
+            for values in zip(*record[name].values(), strict=True)
+        ]
+    )
+
+
 def _publish(job: Job, done: Sequence[Record]) -> None:
     """Join the sites' tables, write statistics, plot and manifest, each under its own name only when it is whole."""
     folders = [job.out / "sites" / record["key"]["site"] for record in done]
     for name, schema in (("pairs.parquet", PAIRS), ("nearest.parquet", NEAREST)):
         join([folder / name for folder in folders], schema, job.out / name)
-    levels = [
-        {"source": record["key"]["source"], "site": record["key"]["site"], **dict(zip(record["levels"], values, strict=True))}
-        for record in done
-        for values in zip(*record["levels"].values(), strict=True)
-    ]
-    for name, rows in (("sites.parquet", [_row(record) for record in done]), ("levels.parquet", levels)):
-        write_table(job.out / name, pa.Table.from_pylist(rows))
+    write_table(job.out / "sites.parquet", pa.Table.from_pylist([_row(record) for record in done]))
+    write_table(job.out / "levels.parquet", _curves(done, "levels"))
     with whole(job.out / "topology.svg") as path:
         path.write_text(draw([(record["key"]["site"], record["levels"]) for record in done]), encoding="utf-8")
+    if job.glosses is not None:
+        write_table(job.out / "similarity.parquet", _curves(done, "similarity"))
+        with whole(job.out / "similarity.svg") as path:
+            path.write_text(draw_similarity([(r["key"]["site"], r["similarity"]) for r in done]), encoding="utf-8")
+    else:  # an earlier run's would speak of other sites
+        for name in ("similarity.parquet", "similarity.svg"):
+            (job.out / name).unlink(missing_ok=True)
     manifest = {
         "stage": "topology",
         "source": done[0]["key"]["source"],

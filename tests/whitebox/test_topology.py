@@ -15,11 +15,12 @@ from scipy import stats
 
 from harness.cli.main import execute
 from harness.errors import FileFormatError, StorageError, UsageError
-from harness.whitebox import nulls, tiles, topology
+from harness.whitebox import distributions, nulls, tiles, topology
 from harness.whitebox.dictionaries import local_dictionaries
+from harness.whitebox.distributions import gloss_similarity
 from harness.whitebox.nulls import Isotropic, expected_pairs, matched, threshold_of
 from harness.whitebox.tiles import NumpyTile, TorchTile, scan
-from harness.whitebox.topology import Job, Options, gloss_similarity, map_topology
+from harness.whitebox.topology import Job, Options, map_topology
 from harness.whitebox.topology_plot import draw
 
 LEVELS = (0.05, 0.2, 0.4, 0.6)
@@ -318,7 +319,7 @@ def test_gloss_similarities_stand_beside_the_surviving_pairs(tmp_path: Path) -> 
 def test_gloss_similarity_is_gathered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     glosses = unit_rows(50, 8)
     i, j = np.triu_indices(50, 1)
-    monkeypatch.setattr(topology, "GLOSS_ROWS", 7)
+    monkeypatch.setattr(distributions, "GLOSS_ROWS", 7)
     np.testing.assert_allclose(gloss_similarity(glosses, i, j), (glosses @ glosses.T)[i, j], atol=1e-6)
 
 

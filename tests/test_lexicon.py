@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
 from harness.errors import CapabilityError
-from harness.evals.lexicon import matches, require_resolved, resolve
+from harness.lexicon import matches, require_resolved, resolve
 from harness.packs.concepts import find_concept
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Lexicon
