@@ -25,6 +25,7 @@ found, null where it did not train the dictionary.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,10 +109,13 @@ class Catalogue:
         """`features`, `tokens` or `contexts` of one site; raises UsageError for a site that is not in the catalogue."""
         return pq.read_table(self._folder(site) / f"{name}.parquet")
 
-    def top_tokens(self, site: Site) -> dict[int, list[TopToken]]:
-        """The top tokens of each feature of `site` that has any, highest first."""
+    def top_tokens(self, site: Site, features: Collection[int] | None = None) -> dict[int, list[TopToken]]:
+        """The top tokens of each feature of `site`, or of those among `features`, that has any; highest first."""
         found: dict[int, list[TopToken]] = {}
-        columns = (self.table(site, "tokens")[name].to_pylist() for name in ("feature", "token_id", "token", "word", "value"))
+        table = self.table(site, "tokens")
+        if features is not None:
+            table = table.filter(pa.array(np.isin(table["feature"].to_numpy(), list(features))))
+        columns = (table[name].to_pylist() for name in ("feature", "token_id", "token", "word", "value"))
         for feature, token_id, token, word, value in zip(*columns, strict=True):
             found.setdefault(feature, []).append(TopToken(token_id=token_id, token=token, word=word, value=value))
         return found

@@ -46,7 +46,7 @@ from harness.whitebox.foci import Answers, Compass, FeatureRunner, Focus, Neuron
 from harness.whitebox.links import SiteFeatures
 from harness.whitebox.measures import Yardstick, top_ids_by_text, top_token_ids
 from harness.whitebox.models import LocalModel
-from harness.whitebox.regressions import regressions
+from harness.whitebox.regressions import import_statsmodels, regressions
 from harness.whitebox.sites import Site
 from harness.whitebox.stage import (
     MANIFEST,
@@ -186,6 +186,7 @@ def run_interventions(job: Job, note: Callable[[str], None]) -> Record:
     """
     if job.places is not None and job.design.focus == "neuron":
         raise UsageError("neurons are those of the source", hint="leave out --model, or take another --focus")
+    import_statsmodels()  # rather than miss it when all is done
     check_sites(job.model.model, [_place(job, site) for site in job.sites])
     make_dir(job.out)
     bench = _Bench(job)
@@ -213,7 +214,7 @@ def _degrees(job: Job, site: Site) -> tuple[NDArray[np.int64], str]:
     """How many clusters each neuron serves at DEGREE_CUT, or how many features, (d_model,); and which of the two."""
     path = None if job.clusters is None else site_folder(job.clusters, site) / "neurons.parquet"
     if path is not None and path.is_file():
-        table = pq.read_table(path).filter(pa.compute.field("cut") == DEGREE_CUT)
+        table = pq.read_table(path, filters=[("cut", "=", DEGREE_CUT)])
         if len(table):
             return table.sort_by("neuron")["degree"].to_numpy().astype(np.int64), "clusters"
     linked = neurons.links_of(job.catalogue.directions(site).unit, neurons.Linking())
@@ -224,13 +225,14 @@ def _key(job: Job, site: Site, bench: _Bench, degrees: tuple[NDArray[np.int64], 
     """Everything that a site's numbers depend on."""
     catalogue = job.catalogue
     record = json.loads((site_folder(catalogue.folder, site) / RECORD).read_text(encoding="utf-8"))
+    glosses = hashlib.sha256(catalogue.gloss_vectors(site).tobytes()).hexdigest()
     return {
         "format": FORMAT,
         "source": catalogue.source,
         "site": str(site),
         "place": str(_place(job, site)),
         "model": {"sha256": job.model.digest, "tokenizer": bench.vocabulary.digest, "bos": job.model.bos},
-        "catalogue": {"key": record["key"], "gloss": catalogue.manifest.get("gloss"), **catalogue.manifest["sites"][str(site)]},
+        "catalogue": {"key": record["key"], "glosses": glosses, **catalogue.manifest["sites"][str(site)]},
         "concepts": {concept.name: concept.digest for concept in job.concepts},
         "design": asdict(job.design) | {"doses": [str(dose) for dose in job.design.grid]},
         "degrees": None if degrees is None else hashlib.sha256(degrees[0].tobytes()).hexdigest(),
@@ -251,23 +253,24 @@ def _run_site(  # noqa: PLR0913  what `run_interventions` knows of the site
     chooser = _chooser(job, site, degrees)
     asked, silent = _asked(job, site, bench, chooser)
     runner = _runner(job, site, bench, chooser.features, asked)
-    rows: list[Row] = []
+    tried: list[pa.Table] = [EFFECTS.empty_table()]
     for one in asked:
-        found = _try(job, site, bench, runner, one)
-        if not found:
+        found = pa.Table.from_pylist(_try(job, site, bench, runner, one), schema=EFFECTS)
+        if not len(found):
             silent[one.concept] = UNREAD
-        rows += found
+        tried.append(found)
         note(f"{site} {one.concept}: {len(found):,} cases, {clock()}")
     for concept, reason in silent.items():
         note(f"{site} {concept}: left out, {reason}")
+    effects = pa.concat_tables(tried).unify_dictionaries().combine_chunks()
     with building(folder) as scratch:
-        write_table(scratch / "effects.parquet", pa.Table.from_pylist(rows, schema=EFFECTS))
+        write_table(scratch / "effects.parquet", effects)
         record = {
             "key": key,
-            "n_cases": len(rows),
+            "n_cases": len(effects),
             "targets": {one.concept: list(one.cases) for one in asked if one.concept not in silent},
             "silent": silent,
-            "empty_arms": _empty(job, rows),
+            "empty_arms": _empty(job, effects),
             "degrees_of": None if degrees is None else degrees[1],
             **asdict(clock()),
         }
@@ -292,7 +295,6 @@ def _chooser(job: Job, site: Site, degrees: tuple[NDArray[np.int64], str] | None
 
 def _asked(job: Job, site: Site, bench: _Bench, chooser: Chooser | NeuronChooser) -> tuple[list[_Asked], dict[str, str]]:
     """The concepts that something can be asked about, and why not about the others."""
-    top = job.catalogue.top_tokens(site)
     asked, silent = [], {}
     for concept in job.concepts:
         ids, words = bench.lexicons[concept.name].token_ids, bench.lexicons[concept.name].words
@@ -303,6 +305,7 @@ def _asked(job: Job, site: Site, bench: _Bench, chooser: Chooser | NeuronChooser
             silent[concept.name] = ALONE if ranked(chooser.features, words) else NOBODY
         else:
             scored, others = split(concept, job.design)
+            top = job.catalogue.top_tokens(site, cases.keys())
             goals = {target: _top_ids(job, bench, top[target]) for target in cases}
             asked.append(
                 _Asked(concept=concept.name, scored=scored, others=others, lexicon=ids.tolist(), cases=cases, top=goals)
@@ -423,9 +426,9 @@ def _labels(job: Job, site: Site, concept: str, case: Candidate) -> Row:
     }
 
 
-def _empty(job: Job, rows: Sequence[Row]) -> list[str]:
+def _empty(job: Job, effects: pa.Table) -> list[str]:
     """The bands of interference that no target had a candidate in."""
-    there = {row["arm"] for row in rows}
+    there = set(effects["arm"].to_pylist())
     return [] if job.design.focus == "neuron" else [str(band) for band in job.design.bands if str(band) not in there]
 
 

@@ -97,7 +97,7 @@ def explanations(export: Export, d_sae: int, explainer: str | None = None) -> tu
 
     Without a name, the explainer who speaks of most features is taken. Raises UsageError where nobody of that name speaks.
     """
-    preferred = explainer or _most_common(export)
+    preferred = explainer or _most_common(export, d_sae)
     glosses: dict[int, Gloss] = {}
     embeddings: dict[int, Any] = {}
     others: Counter[str] = Counter()
@@ -252,11 +252,12 @@ def _names(located: Located) -> tuple[str, str]:
     return model, source
 
 
-def _most_common(export: Export) -> str:
+def _most_common(export: Export, d_sae: int) -> str:
     """The explainer who speaks of most features; among equals the first by name."""
     spoken: dict[str, set[int]] = {}
-    for _, row in export.rows("explanations"):
-        spoken.setdefault(_explainer(row), set()).add(int(_number(row.get("index"))))
+    for where, row in export.rows("explanations"):
+        if row.get("description"):
+            spoken.setdefault(_explainer(row), set()).add(_index(row, where, d_sae))
     return min(spoken, key=lambda who: (-len(spoken[who]), who), default="")
 
 

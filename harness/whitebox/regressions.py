@@ -122,12 +122,17 @@ def _refused(design: _Design, covariates: dict[str, Floats]) -> str | None:
     return None
 
 
-def _coefficients(design: _Design, outcome: Floats) -> Row:
+def import_statsmodels() -> Any:
+    """statsmodels' OLS; raises MissingExtraError where it is not installed."""
     try:
-        import statsmodels.api as sm
+        from statsmodels.regression.linear_model import OLS
     except ImportError as exc:
         raise MissingExtraError("statsmodels", "whitebox") from exc
-    fitted = sm.OLS(outcome, design.X)
+    return OLS
+
+
+def _coefficients(design: _Design, outcome: Floats) -> Row:
+    fitted = import_statsmodels()(outcome, design.X)
     kinds = (design.clusters, design.clusters[:, 0], design.clusters[:, 1])
     results = [fitted.fit(cov_type="cluster", cov_kwds={"groups": groups}) for groups in kinds]
     variances = np.max([np.diag(result.cov_params()) for result in results], axis=0)

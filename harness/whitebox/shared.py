@@ -13,8 +13,8 @@ The output folder holds, for all combinations of sites that the last run asked f
   margin (null where not mutual), mutual, shared; i_b matches i_a and j_b matches j_a, so that i_b may be above j_b. A row for
   every pair's best partner; `read_shared` gives the shared ones;
 - `null.parquet`: site_a, site_b, null, draw, observed, count. `relabelled`: shared pairs after b's features have swapped places
-  within bins of density; `partner`: shared pairs that would still count with one member of b's pair replaced by a feature of
-  equal cosine (`observed` counts those for which there is such a feature);
+  within bins of density; `partner`: shared pairs (of DRAWN_ANEW at most) that would still count with one member of b's pair
+  replaced by a feature of equal cosine (`observed` counts those for which there is such a feature);
 
 and `manifest.json`: stage, sources, method, options, counts, null (observed, mean, max, p), sites, versions, seconds,
 peak_memory_gb. `annotation` may add files of its own.
@@ -60,6 +60,9 @@ FORMAT = 1
 """Raised when the files of a finished combination change their meaning: older ones are then computed again."""
 
 RELABELLED, PARTNER = "relabelled", "partner"
+
+DRAWN_ANEW = 1000
+"""Shared pairs of one combination of sites that get another partner, at most: each takes some 20 ms with 32,768 features."""
 
 _LABEL = pa.dictionary(pa.int8(), pa.string())
 MATCHES = pa.schema(
@@ -165,7 +168,7 @@ def _check_comparable(job: Job, a: OpenedEnd, b: OpenedEnd) -> None:
         raise UsageError(
             f"the catalogues of {job.a.source} and {job.b.source} were made from different texts: their activations cannot be "
             "compared",
-            hint="make both with the same --text and --tokens of harness map catalogue, or compare glosses: --method gloss",
+            hint="make both with the same --text of harness map catalogue, or compare glosses: --method gloss",
         )
 
 
@@ -173,7 +176,7 @@ def _align(a: OpenedEnd, b: OpenedEnd, note: Callable[[str], None]) -> None:
     found = align(a.catalogue.spans, b.catalogue.spans)
     if not found.n:
         raise UsageError(
-            f"{a.end.source} and {b.end.source} have no text in common", hint="make both catalogues with more --tokens"
+            f"{a.end.source} and {b.end.source} have no text in common", hint="make both catalogues with more --keep-tokens"
         )
     for end, segment in ((a, found.a), (b, found.b)):
         end.segment, end.n_segments = segment, found.n
@@ -247,9 +250,10 @@ def _partner(a: SeenSite, b: SeenSite, matches: Matches, shared: Candidates, opt
     """Shared pairs that could be drawn anew, and how many of them would still count, in each draw."""
     if not len(shared.a):
         return 0, [0] * options.permutations
-    chance = pairing.partner_chance(shared, matches, a.pairs, b.directions(), b.usable)
-    chance = chance[~np.isnan(chance)]
     rng = generator(options.seed, PARTNER, str(a.site), str(b.site))
+    some = np.sort(rng.permutation(len(shared.a))[:DRAWN_ANEW])
+    chance = pairing.partner_chance(shared[some], matches, a.pairs, b.directions(), b.usable)
+    chance = chance[~np.isnan(chance)]
     drawn = rng.random((options.permutations, len(chance))) < chance
     return len(chance), [int(n) for n in drawn.sum(axis=1)]
 

@@ -155,8 +155,7 @@ class OpenedEnd:
             vectors = catalogue.gloss_vectors(site)
             usable = np.any(vectors != 0, axis=1)
         else:
-            assert self.segment is not None
-            codes = pooled(catalogue.codes(site), self.segment, self.n_segments)
+            codes = self._pooled(site)
             usable = active(codes, options.min_active)
         if options.method == "affine":
             vectors = np.concatenate(list(decoder_rows(catalogue.dictionary(site).weights)))
@@ -171,6 +170,17 @@ class OpenedEnd:
             vectors=vectors,
             catalogue=catalogue,
         )
+
+    def _pooled(self, site: Site) -> sparse.csr_matrix:
+        assert self.segment is not None, "align first"
+        codes = self.catalogue.codes(site)
+        if codes.shape[0] != len(self.segment):
+            raise FileFormatError(
+                str(self.end.catalogue),
+                f"{site} has codes of {codes.shape[0]:,} tokens, spans.safetensors has {len(self.segment):,}",
+                hint=f"make it again: harness map catalogue --source {self.end.source}",
+            )
+        return pooled(codes, self.segment, self.n_segments)
 
     def _dictionary_digest(self, site: Site) -> str:
         if site not in self.catalogue.sites:

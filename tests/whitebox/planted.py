@@ -10,15 +10,17 @@ all that stands before, so that the last position knows what words a text has; t
 text of a group that leans on a concept raises the probability of the concept's words, by an amount that goes with the cosine.
 The dictionaries' decoder rows are the groups' directions; their encoders let each word fire for its own group alone.
 
-`build` writes a project folder: models, dictionaries, text, and a `providers/planted.toml` for `harness run`.
+`build` writes a project folder: models, dictionaries, text, `providers/planted.toml` and `prompts/`, for every verb to run in.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +29,12 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from harness.config import read_lines
 from harness.packs.concepts import concept_names, find_concept
-from harness.packs.lexical import common_words, overlaps
+from harness.packs.lexical import WORDS as WORD_LIST
+from harness.packs.lexical import overlaps
 from harness.packs.sampling import generator
+from harness.paths import shipped_root
 from harness.providers.embedded import quiet
 from harness.providers.vocabulary import spelling
 from harness.whitebox.sites import Site
@@ -154,13 +159,19 @@ def build(root: Path, seed: int = 0) -> Planted:
     root.mkdir(parents=True, exist_ok=True)
     text.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     sources = {name: _source(root, name, groups, documents, seed) for name in NAMES}
-    _write_provider(root, sources.values())
+    _write_rooms(root, groups, sources.values())
     return Planted(root=root, text=text, groups=groups, a=sources["a"], b=sources["b"])
 
 
 def leanings(name: Name) -> dict[str, Leaning]:
     """What leans on a concept in model `name`, by group."""
     return {pair.group: pair for pair in (*PAIRS, *DECOYS, *WEAK) if name in pair.where}
+
+
+@cache
+def shipped_words() -> tuple[str, ...]:
+    """`prompts/words.txt` of the package."""
+    return tuple(read_lines(shipped_root() / "prompts" / WORD_LIST))
 
 
 def make_groups(seed: int) -> dict[str, tuple[str, ...]]:
@@ -174,7 +185,7 @@ def make_groups(seed: int) -> dict[str, tuple[str, ...]]:
     spoken = [word for word in spoken if word.strip() and word[0].isalpha()]
     used = frozenset().union(*(lexicons[name] for name in CONCEPTS))
     taken |= {*shared, *spoken}
-    plain = [word for word in common_words() if word not in taken]
+    plain = [word for word in shipped_words() if word not in taken]
     rng = generator(seed, "planted", "groups")
     plain = [plain[i] for i in rng.permutation(len(plain))]
     free = (word for word in plain if not overlaps(word, used))
@@ -185,10 +196,18 @@ def make_groups(seed: int) -> dict[str, tuple[str, ...]]:
     return {name: tuple(words) for name, words in groups.items()}
 
 
-def with_unread(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """`groups`, with the common words that are in none of them put to the fillers: a control may inject any of those."""
+def listed_words(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """The project's common words, frequent ones first: those of the groups, and every fourth of the others."""
     taken = {word for words in groups.values() for word in words}
-    unread = [word for word in common_words() if word not in taken]
+    unread = [word for word in shipped_words() if word not in taken]
+    kept = taken | set(unread[::4])
+    return [word for word in shipped_words() if word in kept]
+
+
+def with_unread(groups: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """`groups`, with the listed words that are in none of them put to the fillers: a control may inject any of those."""
+    taken = {word for words in groups.values() for word in words}
+    unread = [word for word in listed_words(groups) if word not in taken]
     more = {f"common {n}": unread[n::COMMON_GROUPS] for n in range(COMMON_GROUPS)}
     return {group: (*words, *more.get(group, ())) for group, words in groups.items()}
 
@@ -368,10 +387,15 @@ def _dictionary(folder: Path, name: Name, site: Site, known: Mapping[str, Floats
     return {group: int(feature) for group, feature in zip(groups, live, strict=True)}
 
 
-def _write_provider(root: Path, sources: Iterable[Source]) -> None:
-    """The two models as targets of `harness run`."""
+def _write_rooms(root: Path, groups: Mapping[str, Sequence[str]], sources: Iterable[Source]) -> None:
+    """The two models as targets of `harness run`, the concepts, and a word list short enough to be embedded in a moment."""
     lines = ['api = "embedded"', 'description = "two tiny models whose interference was put there"']
     for source in sources:
         lines += [f"[targets.{source.name}]", f"model = {json.dumps(str(source.model.absolute()))}", 'dtype = "float32"']
     (root / "providers").mkdir(exist_ok=True)
     (root / "providers" / "planted.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in CONCEPTS:
+        shutil.copytree(
+            shipped_root() / "prompts" / "concepts" / name, root / "prompts" / "concepts" / name, dirs_exist_ok=True
+        )
+    (root / "prompts" / WORD_LIST).write_text("\n".join(listed_words(groups)) + "\n", encoding="utf-8")

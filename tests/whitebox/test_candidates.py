@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import sparse
 
 pytest.importorskip("transformers")
 
-from harness.errors import UsageError  # noqa: E402
-from harness.packs.sampling import generator  # noqa: E402
-from harness.whitebox import candidates  # noqa: E402
-from harness.whitebox.candidates import (  # noqa: E402
+from harness.errors import UsageError
+from harness.packs.sampling import generator
+from harness.whitebox import candidates
+from harness.whitebox.candidates import (
     BANDS,
     NORM_MATCHED,
     RANDOM,
@@ -26,10 +24,10 @@ from harness.whitebox.candidates import (  # noqa: E402
     Wanted,
     matched,
 )
-from harness.whitebox.catalogue import Catalogue  # noqa: E402
-from harness.whitebox.links import SiteFeatures  # noqa: E402
+from harness.whitebox.catalogue import Catalogue
+from harness.whitebox.links import SiteFeatures
 
-from .tiny_world import (  # noqa: E402
+from .tiny_world import (
     ALIKE,
     COSINES,
     EACH,
@@ -44,7 +42,7 @@ from .tiny_world import (  # noqa: E402
     save_model,
     similarities,
 )
-from .tiny_world import gpt2 as tiny_gpt2  # noqa: E402
+from .tiny_world import gpt2 as tiny_gpt2
 
 NAMES = [str(band) for band in BANDS]
 WORDS = frozenset(LEXICON)

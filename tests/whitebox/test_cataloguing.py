@@ -318,25 +318,44 @@ def test_options_that_make_no_sense_are_refused() -> None:
         Options(keep_tokens=0)
 
 
-def command(model_dir: Path, text: Path, saes: Path, out: Path, *more: str) -> list[str]:
-    given = {"--model": model_dir, "--dictionary": saes, "--text": text, "--out": out, "--tokens": 500, "--keep-tokens": 100}
-    line = ["map", "catalogue", "--source", "tiny"]
-    return [*line, *(str(part) for pair in given.items() for part in pair), "--dtype", "float32", *more]
+@pytest.fixture
+def line(model_dir: Path, text: Path, saes: Path, tmp_path: Path) -> list[str]:
+    """A command line of the verb that writes tmp_path/out."""
+    given = {"--model": model_dir, "--dictionary": saes, "--text": text, "--out": tmp_path / "out", "--tokens": 500}
+    words = [str(part) for pair in given.items() for part in pair]
+    return ["map", "catalogue", "--source", "tiny", "--keep-tokens", "100", "--dtype", "float32", *words]
 
 
 def test_the_verb_prints_sites_and_writes_the_folder(
-    model_dir: Path, text: Path, saes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert execute(command(model_dir, text, saes, tmp_path, "--site", "resid_post.2", "--json")) in (0, None)
+    assert execute([*line, "--site", "resid_post.2", "--json"]) in (0, None)
     told = capsys.readouterr()
     (row,) = json.loads(told.out)
     assert (row["site"], row["d_sae"], row["n_tokens"]) == ("resid_post.2", D_SAE, 508)
     assert row["n_glosses"] == D_SAE - row["n_silent"]
-    assert f"written: {tmp_path}" in told.err
+    assert f"written: {tmp_path / 'out'}" in told.err
     assert "peak memory" in told.err
-    assert Catalogue(tmp_path).sites == (LATE,)
-    assert execute(command(model_dir, text, saes, tmp_path)) in (0, None)
+    assert Catalogue(tmp_path / "out").sites == (LATE,)
+    assert execute(line) in (0, None)
     assert "mlp_out.0" in capsys.readouterr().out
+
+
+def test_a_target_glosses_the_most_frequent_features(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = ["--site", "resid_post.2", "--gloss", "llm", "--gloss-target", "scripted", "--gloss-features", "3"]
+    assert execute([*line, *llm, "--json"]) in (0, None)
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["n_glosses"] == 3
+    made = Catalogue(tmp_path / "out")
+    features = made.table(LATE, "features").to_pydict()
+    glossed = [feature for feature, gloss in enumerate(features["gloss"]) if gloss]
+    assert sorted(glossed) == sorted(np.argsort(-np.array(features["density"]), kind="stable")[:3].tolist())
+    assert {features["gloss_source"][feature] for feature in glossed} == {"llm:scripted"}
+    assert made.manifest["gloss"]["target"] == "scripted"
+    assert execute([*line, *llm]) in (0, None)
+    assert "asking scripted" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -351,8 +370,8 @@ def test_the_verb_prints_sites_and_writes_the_folder(
     ],
 )
 def test_what_cannot_be_done_is_told(
-    model_dir: Path, text: Path, saes: Path, tmp_path: Path, more: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    line: list[str], tmp_path: Path, more: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert execute(command(model_dir, text, saes, tmp_path / "out", *more)) == 2
+    assert execute([*line, *more]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from harness.stats.crossed import Trials, contrast_two_way, mean_two_way  # noqa: E402
-from harness.whitebox.effect_tables import MEASURES, arm_rows, controls_of, tables  # noqa: E402
+from harness.stats.crossed import Trials, contrast_two_way, mean_two_way
+from harness.whitebox.effect_tables import MEASURES, arm_rows, controls_of, tables
 
 ARMS = {"self": 1, "0.1-0.2": 3, "0.4-1": 3, "similarity_matched": 3, "norm_matched": 3, "random": 3}
 

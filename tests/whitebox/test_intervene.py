@@ -1,9 +1,9 @@
-"""The stage `intervene` from a catalogue and a model to signed effects: against plain hooks, and on a model with planted effects."""
+"""The stage `intervene`, from a catalogue and a model to signed effects: against plain hooks, and with planted effects."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("statsmodels")
 
 from harness.cli.main import execute  # noqa: E402
-from harness.errors import FileFormatError, UsageError  # noqa: E402
+from harness.errors import MissingExtraError, UsageError  # noqa: E402
 from harness.packs.concepts import Concept  # noqa: E402
 from harness.whitebox import intervene  # noqa: E402
 from harness.whitebox.candidates import BANDS, NORM_MATCHED, RANDOM, SELF, SIMILARITY_MATCHED, Band  # noqa: E402
@@ -104,7 +104,7 @@ def test_every_case_is_kept_and_is_what_plain_hooks_give(world: Path, concept: C
     found, rows = run(job(world, tmp_path, (concept,), doses=(1.0, 4.0)))
     per_target = (1 + 7 * EACH) * 3 * 2
     assert len(rows) == 2 * per_target == found["manifest"]["n_cases"]
-    model, scored = gpt2(), dict((s.sentence_id, s.text) for s in concept.sentences)
+    model, scored = gpt2(), {s.sentence_id: s.text for s in concept.sentences}
     ids = [vocabulary().index(word) for word in LEXICON]
     std = np.sqrt(np.trace(covariance()) / WIDTH)
     for row in rows[::37]:
@@ -208,38 +208,31 @@ def test_a_dose_is_chosen_on_sentences_that_are_not_scored_and_is_the_same_for_a
     assert {row["sentence_id"] for row in rows} == {s.sentence_id for s in scored}
 
     fixed = job(world, tmp_path / "fixed", (concept,), doses=(0.5, 2.0, 6.0))
-    texts = [s.text for s in others]
     monkeypatch.setattr(intervene, "split", lambda *_: (others, ()))
     _, tried = run(fixed)
     for target in (0, 1):
         own = [row for row in tried if row["target"] == target and row["arm"] == SELF]
         means = {dose: np.mean([row["log_odds_shift"] for row in own if row["dose"] == dose]) for dose in (0.5, 2.0, 6.0)}
         assert {row["dose"] for row in rows if row["target"] == target} == {max(means, key=lambda dose: means[dose])}
-    assert len(texts) == 3
 
 
 def test_the_scored_sentences_have_no_say_in_the_dose(
     world: Path, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[int, ...]] = []
-    real = Steerer.cache
-    monkeypatch.setattr(Steerer, "cache", lambda self, ids: seen.append(tuple(ids)) or real(self, ids))
     one = job(world, tmp_path, (concept,), held_out=True)
-    scored, _ = split(concept, one.design)
-    monkeypatch.setattr(intervene, "_rows", lambda *_: [], raising=False)
-    bench = intervene._Bench(one)
-    chooser = intervene._chooser(one, SITE, None)
-    (asked,), _ = intervene._asked(one, SITE, bench, chooser)
-    runner = intervene._runner(one, SITE, bench, chooser.features, [asked])
-    seen.clear()
-    vectors = bench.yardstick.vectors([asked.top[target] for target in asked.cases])
-    own = [cases[0] for cases in asked.cases.values()]
-    intervene._held_out_doses(
-        runner, asked, own, np.array([1.0, 2.0]), lambda clean: intervene.Reading(clean, [asked.lexicon], vectors)
-    )
-    prompts = {tuple(vocabulary().index(word) for word in sentence.text.split()) for sentence in scored}
-    assert seen
-    assert not prompts & set(seen)
+    order: list[str] = []
+    real = Steerer.cache
+
+    def cache(self: Steerer, ids: Any) -> Any:
+        order.append(" ".join(vocabulary()[number] for number in ids))
+        return real(self, ids)
+
+    bench = intervene._Bench(one)  # compares with hooks on a prompt of its own
+    monkeypatch.setattr(intervene, "_Bench", lambda _: bench)
+    monkeypatch.setattr(Steerer, "cache", cache)
+    run(one)
+    scored, others = split(concept, one.design)
+    assert order == [sentence.text for sentence in (*others, *scored)]
 
 
 def test_a_concept_that_no_feature_speaks_of_is_told_and_the_rest_goes_on(
@@ -310,7 +303,7 @@ def test_held_out_sentences_must_be_there(concept: Concept) -> None:
         split(concept, Design(focus="feature", sentences=8, held_out=True))
 
 
-def test_weights_other_than_the_catalogues_are_refused(world: Path, tmp_path: Path) -> None:
+def test_weights_other_than_the_catalogues_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "model", gpt2(n_layer=2))
     make_catalogue(tmp_path / "catalogue", tmp_path / "model")
     save_model(tmp_path / "model", gpt2())
@@ -353,7 +346,6 @@ def test_the_verb_prints_tables_or_json_and_writes_below_reports(
         (["--concept", "colour"], "did you mean 'color'?"),
         (["--band", "0.9"], "is no band"),
         (["--model-site", "resid_post.1"], "--model-site without --model"),
-        (["--catalogue", "nowhere"], "harness map catalogue"),
         (["--focus", "neuron", "--model", "MODEL"], "neurons are those of the source"),
         (["--model", "MODEL", "--model-site", "resid_post.7"], "the model has layers 0 to 2"),
     ],
@@ -368,9 +360,18 @@ def test_bad_requests_end_with_a_hint_and_code_2(
     assert message in capsys.readouterr().err
 
 
-def test_an_unfinished_catalogue_is_told(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError):
-        Catalogue(tmp_path)
+@pytest.mark.usefixtures("project")
+def test_a_missing_catalogue_and_anothers_are_told(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(["intervene", "--source", "tiny"]) == 2
+    assert "hint: harness map catalogue" in capsys.readouterr().err
+    assert execute(["intervene", "--source", "other", "--catalogue", str(world / "catalogue")]) == 2
+    assert "is the catalogue of tiny" in capsys.readouterr().err
 
 
-_: Callable[..., Any] = run
+def test_without_statsmodels_nothing_is_run(
+    world: Path, concept: Concept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "statsmodels.regression.linear_model", None)
+    with pytest.raises(MissingExtraError, match="statsmodels"):
+        run(job(world, tmp_path / "out", (concept,)))
+    assert not (tmp_path / "out").exists()

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file  # noqa: E402
 
 from harness.lexicon import resolve  # noqa: E402
 from harness.packs.concepts import concept_names, find_concept  # noqa: E402
-from harness.packs.lexical import common_words, overlaps  # noqa: E402
+from harness.packs.lexical import overlaps  # noqa: E402
 from harness.packs.templates import find_template  # noqa: E402
 from harness.providers.targets import OpenOptions, find_target, open_target  # noqa: E402
 from harness.providers.vocabulary import Vocabulary, spelling  # noqa: E402
@@ -106,7 +106,7 @@ def test_words_have_one_group_and_those_of_other_meanings_are_no_concepts_words(
     for group in WORDS:
         assert not anywhere & set(planted.groups[group])
         assert not [word for word in planted.groups[group] if overlaps(word, used)]
-        assert set(planted.groups[group]) <= set(common_words())
+        assert set(planted.groups[group]) <= set(made.shipped_words())
         assert len(planted.groups[group]) >= 11
 
 

@@ -12,8 +12,8 @@ from scipy import stats
 pytest.importorskip("statsmodels")
 pytest.importorskip("transformers")
 
-from harness.whitebox.effect_tables import EFFECTS  # noqa: E402
-from harness.whitebox.regressions import fit, regressions  # noqa: E402
+from harness.whitebox.effect_tables import EFFECTS
+from harness.whitebox.regressions import fit, regressions
 
 PLANTED = {"interference": 2.0, "similarity": -1.0, "log_density": 0.3, "coactivation": 0.7}
 TARGETS, SENTENCES = 12, 9

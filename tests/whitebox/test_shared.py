@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 from scipy import sparse
 
 from harness.cli.main import execute
@@ -282,16 +283,17 @@ def test_pairs_of_which_no_gloss_is_known_are_refused(world: World, tmp_path: Pa
     assert "--glosses" in (told.value.hint or "")
 
 
-def test_texts_without_a_common_place_are_refused(unrelated: World, tmp_path: Path) -> None:
+def test_texts_without_a_common_place_and_codes_of_other_text_are_refused(unrelated: World, tmp_path: Path) -> None:
     shutil.copytree(unrelated.b.catalogue, tmp_path / "b")
     spans = words_as_tokens(np.ones(WORDS, int))
     spans[:, 0] += 1000
-    shared_spans = tmp_path / "b/spans.safetensors"
-    from safetensors.numpy import save_file
-
-    save_file({"spans": spans}, shared_spans)
+    save_file({"spans": spans}, tmp_path / "b/spans.safetensors")
+    other = replace(job(unrelated, tmp_path / "out"), b=replace(unrelated.b, catalogue=tmp_path / "b"))
     with pytest.raises(UsageError, match="have no text in common"):
-        find_shared(replace(job(unrelated, tmp_path / "out"), b=replace(unrelated.b, catalogue=tmp_path / "b")), print)
+        find_shared(other, print)
+    save_file({"spans": words_as_tokens(np.ones(WORDS - 1, int))}, tmp_path / "b/spans.safetensors")
+    with pytest.raises(FileFormatError, match=r"codes of 2,500 tokens, spans\.safetensors has 2,499"):
+        find_shared(other, print)
 
 
 def test_a_missing_file_and_bad_options_are_told(world: World, tmp_path: Path) -> None:
