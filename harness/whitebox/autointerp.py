@@ -33,6 +33,9 @@ N_SHOWN = 8
 N_TESTED = 4
 """Contexts of each kind in the test, at most."""
 
+POOL = 1024
+"""Features whose contexts stand against those of the feature that is tested: a sample, so that few are held."""
+
 ANSWERS = 20
 """Likeliest tokens that are read for a yes or no."""
 
@@ -246,8 +249,10 @@ def read_cases(folder: Path, n_features: int | None, *, seed: int) -> list[Case]
     density = np.nan_to_num(features["density"].to_numpy())
     order = np.lexsort((np.arange(len(fires)), -density))
     chosen = order[fires[order]][:n_features]
-    contexts = _contexts(folder / "contexts.parquet")
-    pool = np.array(sorted(contexts), np.int64)
+    firing = np.flatnonzero(fires)
+    pool = np.sort(generator(seed, "detection").permutation(firing)[:POOL])
+    contexts = _contexts(folder / "contexts.parquet", np.union1d(chosen, pool))
+    pool = pool[np.isin(pool, list(contexts))]
     return [_case(int(feature), contexts, pool, seed) for feature in chosen if int(feature) in contexts]
 
 
@@ -267,11 +272,11 @@ def _case(feature: int, contexts: dict[int, list[Context]], pool: NDArray[np.int
     return Case(feature=feature, shown=tuple(shown), firing=tuple(held_out), others=tuple(others))
 
 
-def _contexts(path: Path) -> dict[int, list[Context]]:
-    """The contexts of each feature, the strongest first."""
+def _contexts(path: Path, features: NDArray[np.int64]) -> dict[int, list[Context]]:
+    """The contexts of each of `features` that has any, the strongest first."""
     found: dict[int, list[Context]] = {}
     names = ("feature", "document", "text", "start", "end")
-    table = pq.read_table(path, columns=list(names))
+    table = pq.read_table(path, columns=list(names), filters=[("feature", "in", features.tolist())])
     for feature, document, text, start, end in zip(*(table[name].to_pylist() for name in names), strict=True):
         found.setdefault(feature, []).append(Context(document=document, text=text, start=start, end=end))
     return found

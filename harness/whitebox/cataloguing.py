@@ -270,6 +270,7 @@ def _write_site(job: Job, reader: SiteReader, key: Record, reading: float) -> di
     clock = stopwatch()
     folder = site_folder(job.out, reader.site)
     with writing(job.out, hint=NO_ROOM), building(folder) as scratch:
+        (job.out / MANIFEST).unlink(missing_ok=True)  # it speaks of the sites as they were
         numbers = reader.write(scratch, job.source, job.text)
         now = clock()
         used = {"seconds": reading + now.seconds, "peak_memory_gb": now.peak_memory_gb}

@@ -103,6 +103,7 @@ def _read_site(located: Located, export: Export, key: Record, folder: Path) -> R
     fires = np.zeros(d_sae, bool)
     skipped = 0
     with building(folder) as scratch:
+        (folder.parents[1] / MANIFEST).unlink(missing_ok=True)  # it speaks of the sites as they were
         with (
             pq.ParquetWriter(scratch / "tokens.parquet", TOKENS, compression="zstd") as tokens,
             pq.ParquetWriter(scratch / "contexts.parquet", CONTEXTS, compression="zstd") as contexts,

@@ -48,14 +48,15 @@ Glosses = Mapping[int, Gloss]
 
 def from_words(tokens: Path) -> dict[int, Gloss]:
     """For each feature of a site's `tokens.parquet` its strongest words, one after another."""
-    table = pq.read_table(tokens, columns=["feature", "word", "value"])
     words: dict[int, dict[str, None]] = {}
     largest: dict[int, float] = {}
-    for feature, word, value in zip(*(table[name].to_pylist() for name in table.column_names), strict=True):
-        largest.setdefault(feature, value)
-        listed = words.setdefault(feature, {})
-        if (spelled := word.strip().casefold()) and value >= STRONG * largest[feature] and len(listed) < N_WORDS:
-            listed[spelled] = None
+    with pq.ParquetFile(tokens) as file:
+        for batch in file.iter_batches(columns=["feature", "word", "value"]):  # the strongest row of a feature comes first
+            for feature, word, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                listed = words.setdefault(feature, {})
+                strong = value >= STRONG * largest.setdefault(feature, value)
+                if strong and len(listed) < N_WORDS and (spelled := word.strip().casefold()):
+                    listed[spelled] = None
     return {feature: Gloss(text=", ".join(listed), source="contexts") for feature, listed in words.items() if listed}
 
 

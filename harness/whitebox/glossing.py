@@ -22,7 +22,7 @@ from harness.whitebox import autointerp, neuronpedia
 from harness.whitebox.dictionaries import Located, shape_of
 from harness.whitebox.glosses import Gloss, Kind, embedded, from_words, is_glossed, write_glosses
 from harness.whitebox.sites import Site
-from harness.whitebox.stage import NO_ROOM, Record, stopwatch
+from harness.whitebox.stage import MANIFEST, NO_ROOM, Record, stopwatch
 
 FORMAT = 1
 """Raised when glosses change their meaning: older ones are then made again."""
@@ -99,6 +99,7 @@ def gloss_sites(plan: GlossPlan, sites: Mapping[Site, ReadSite], note: Callable[
                 clock = stopwatch()
                 glosses, vectors = maker.make(read)
                 with writing(read.folder, hint=NO_ROOM):
+                    (read.folder.parents[1] / MANIFEST).unlink(missing_ok=True)  # it speaks of the sites as they were
                     record = write_glosses(read.folder, glosses, vectors, {"key": key, **asdict(clock())})
                 if plan.kind != "none":
                     note(f"{site}: {_told(record)}")

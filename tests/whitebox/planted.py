@@ -121,9 +121,10 @@ DOCUMENTS, DOCUMENT_WORDS = 12, 12
 CONSTANT = 2.0
 """Length of the constant in every embedding: it keeps the norms of all positions alike, and the norms near to linear."""
 WORD_NOISE = 0.4
+"""Length of a word's own part. Over a group's words it comes to nothing, so that what a group does is its direction's doing."""
 MIXING = 0.5
 READ_OUT = 1.5
-HEAD_NOISE = 0.5
+HEAD_NOISE = 0.3
 THRESHOLD = 0.25
 """Of the encoder, in units of a group's direction: words reach 1, noise hardly 0.15."""
 
@@ -337,7 +338,10 @@ def _model(
     embedding = CONSTANT * constant + _noise(n, constant, WORD_NOISE, rng)
     head = _noise(n, np.zeros(width), HEAD_NOISE, rng)
     lexicons = {concept: find_concept(concept).words for concept in CONCEPTS}
-    for i, group in enumerate(group_of_token(tokenizer, groups)):
+    group_of = np.array(group_of_token(tokenizer, groups), dtype=object)
+    for group in groups:
+        embedding[group_of == group] -= _mean_own_part(embedding[group_of == group], constant)
+    for i, group in enumerate(group_of):
         if group is not None:
             embedding[i] += rng.uniform(0.95, 1.05) * known[group]
         if group in lexicons and spelling(tokenizer.id_to_token(i)) in lexicons[group]:
@@ -354,6 +358,12 @@ def _model(
         attention.v_proj.weight.copy_(torch.eye(width))
         attention.o_proj.weight.copy_(torch.from_numpy(copying))
     return model
+
+
+def _mean_own_part(embedding: Floats, constant: Floats) -> Floats:
+    """The mean of the rows without the constant, (d_model,)."""
+    mean: Floats = embedding.mean(axis=0) - CONSTANT * constant
+    return mean
 
 
 def _noise(n: int, constant: Floats, length: float, rng: np.random.Generator) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,7 @@ def test_other_options_are_another_reading(model: LocalModel, text: Path, saes: 
 def test_an_interrupted_catalogue_goes_on_with_the_site_it_stood_at(
     model: LocalModel, text: Path, saes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make_catalogue(new_job(model, text, saes, tmp_path), silent)  # its manifest must not speak of what comes half
     job = new_job(model, text, saes, tmp_path, options=Options(tokens=4500, at_once=1))
     add = SiteReader.add
 
@@ -256,6 +258,16 @@ def test_of_a_long_corpus_every_nth_document_is_read_whatever_the_tokenizer(mode
     assert numbers.tolist() == [0, step, 2 * step, 3 * step]
     for token, (document, start, end) in zip(rows.ids.tolist(), rows.spans.tolist(), strict=True):
         assert documents.documents[document][start:end] == f"w{token}"
+
+
+def test_a_bos_stands_before_every_context_and_is_not_read(model: LocalModel, text: Path) -> None:
+    (rows,) = read_rows(corpus.from_files([text]), replace(model, bos=0), 127)
+    assert rows.contexts[0][0] == 0
+    assert rows.contexts[0][1:] == rows.ids.tolist()
+    assert (rows.spans[:, 0] >= 0).all()
+    (without,) = read_rows(corpus.from_files([text]), model, 127)
+    assert without.ids.tolist() == without.contexts[0][1:]
+    assert rows.ids.tolist() == without.contexts[0][:-1]
 
 
 def test_a_full_disk_is_told_and_finished_sites_are_kept(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

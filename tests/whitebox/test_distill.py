@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from harness.cli.main import execute
 from harness.errors import FileFormatError, UsageError
 from harness.packs.concepts import find_concept
 from harness.packs.lexical import common_words
@@ -168,3 +169,14 @@ def test_nothing_found_and_maps_that_are_not_finished_are_told(maps: Path) -> No
         draft_pack(job(maps, "one", "two"), "pack", [].append)
     with pytest.raises(UsageError, match="3 sources"):
         draft_pack(job(maps, "a", "b", "c"), "pack", [].append)
+
+
+def test_the_verb_refuses_what_it_cannot_write_or_find(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], project: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    assert execute(["distill", "--sources", "smollm2-135m", "--out", str(tmp_path / "full")]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert execute(["distill", "--sources", "smolm2-135m", "--out", str(project / "pack")]) == 2
+    assert "unknown source 'smolm2-135m'" in capsys.readouterr().err

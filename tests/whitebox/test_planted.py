@@ -93,13 +93,10 @@ def run(pack: str, target: str, out: Path, capsys: pytest.CaptureFixture[str]) -
     return summary
 
 
-def contrasts(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """High against matched in log-odds, by concept."""
-    return {
-        row["concept"]: row
-        for row in summary["contrasts"]
-        if (row["arm"], row["control"], row["metric"]) == ("high", "matched", "delta_log_odds")
-    }
+def contrasts(summary: dict[str, Any], control: str) -> dict[str, dict[str, Any]]:
+    """The arm `high` against `control` in log-odds, by concept."""
+    wanted = ("high", control, "delta_log_odds")
+    return {row["concept"]: row for row in summary["contrasts"] if (row["arm"], row["control"], row["metric"]) == wanted}
 
 
 def test_the_shared_pairs_are_those_that_were_planted_at_every_two_sites(found: Found) -> None:
@@ -149,8 +146,7 @@ def test_predictions_of_the_sources_tell_the_planted_arm_from_its_control(found:
 def test_a_run_finds_the_planted_concepts_shifted(
     end: str, found: Found, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    summary = run("planted", f"planted-{end}", tmp_path / "run", capsys)
-    rows = contrasts(summary)
+    rows = contrasts(run(str(found.pack.path), f"planted-{end}", tmp_path / "run", capsys), "matched")
     for concept in PLANTED:
         assert rows[concept]["ci_low"] > 0.5
         assert rows[concept]["p_holm"] < 0.01
@@ -161,14 +157,14 @@ def test_a_run_finds_nothing_where_words_without_interference_are_injected(
 ) -> None:
     words = [f" {word}" for group in ("schooling", "crime") for word in found.planted.groups[group]]
     probes = []
-    for concept, model_concept in zip(UNPLANTED, PLANTED, strict=True):
+    for concept, other in zip(UNPLANTED, PLANTED, strict=True):
         rng = generator(0, "unplanted", concept)
-        for n, matched in enumerate(found.pack.probes[model_concept, "matched"]):
-            for arm, injection in (("high", draw(words, 16, rng)), ("matched", matched.injection)):
+        for n, control in enumerate(found.pack.probes[other, "random"]):
+            for arm, injection in (("high", draw(words, len(control.injection), rng)), ("random", control.injection)):
                 probes.append(Probe(concept=concept, arm=arm, injection_id=f"{arm}-{n:04d}", injection=injection))
     draft = Draft(name="unplanted", description="-", claims="nothing", maker="test", seed=0, probes=probes)
-    write_pack(draft, found.planted.root / "prompts" / "packs" / "unplanted")
-    rows = contrasts(run("unplanted", "planted-a", tmp_path / "run", capsys))
+    pack = write_pack(draft, tmp_path / "unplanted")
+    rows = contrasts(run(str(pack.path), "planted-a", tmp_path / "run", capsys), "random")
     for concept in UNPLANTED:
         assert rows[concept]["ci_low"] < 0 < rows[concept]["ci_high"]
         assert rows[concept]["ci_high"] - rows[concept]["ci_low"] < 0.5
