@@ -5,7 +5,7 @@
 Models of the real architectures and sizes, SAEs of 32,768 features in SAELens' layout, in folders named as the releases name
 theirs; then the verbs, each in a process of its own, as on a machine that has fetched the real ones. Time and memory depend on
 shapes alone. So that there is something to find, each dictionary has a feature for each of a few concepts (its words' mean
-activation) and for a group of other words each, which leans on the concept's by a cosine of 0.5. Printed: the verbs' own lines,
+activation) and for a group of other words each, which leans on the concept's. Printed: the verbs' own lines,
 and seconds and peak memory of each process.
 """
 
@@ -29,6 +29,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 
 from harness.packs.concepts import concept_names, find_concept
 from harness.packs.lexical import common_words, overlaps
+from harness.providers.embedded import quiet
 from harness.whitebox import activations, corpus, packing
 from harness.whitebox.models import LocalModel, load_model
 from harness.whitebox.sites import Site
@@ -41,7 +42,9 @@ SITES = {
     "gpt2-small": ("resid_post.1", "mlp_out.1", "resid_mid.1", "attn_out.1"),
     "pythia-70m": ("resid_post.1", "mlp_out.1", "attn_out.1"),
 }
-COSINE = 0.5
+COSINE = 0.8
+"""Above the matched null's threshold: the activations of random weights lie in few directions."""
+
 FIRES_ABOVE = 4.5
 """Random features fire above so many standard deviations: one in some hundred thousand, as in a short text most are silent."""
 
@@ -76,7 +79,8 @@ def write_model(name: str, folder: Path, text: Path) -> None:
     else:
         shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
         model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50304, **shape, bos_token_id=0, eos_token_id=0))
-    model.to(torch.bfloat16).save_pretrained(folder)
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train([str(text)], vocab_size=VOCABULARY, min_frequency=2, special_tokens=["<|endoftext|>"], show_progress=False)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -143,7 +147,7 @@ def commands(out: Path, tokens: int) -> list[list[str]]:
     """The verbs in order. Stages find each other's folders in reports/ of the folder they run in."""
     names = tuple(SITES)
     concepts = [word for name in CONCEPTS for word in ("--concept", name)]
-    small = ["--targets", "1", "--candidates", "2", "--sentences", "3", "--band", "0-0.1", "--band", "0.4-1"]
+    small = ["--targets", "1", "--candidates", "2", "--sentences", "3", "--band", "0.05-0.2", "--band", "0.4-1"]
     made = []
     for name in names:
         where = ["--source", name, "--dictionary", str(out / "saes" / name)]
