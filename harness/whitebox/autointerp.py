@@ -39,6 +39,7 @@ POOL = 1024
 ANSWERS = 20
 """Likeliest tokens that are read for a yes or no."""
 
+# Three worked examples of different kinds: a small model repeats the answer of a single one.
 EXPLAIN = """\
 In each list one word of every text is marked with << and >>. A short phrase says what the marked words have in common.
 
@@ -46,6 +47,16 @@ In each list one word of every text is marked with << and >>. A short phrase say
 2. two <<dogs>> that guard a farm
 3. to ride a <<pony>> to the village
 What the marked words have in common: animals that people keep
+
+1. they met <<on>> Monday
+2. <<in>> the spring of 1848
+3. it closes <<at>> noon
+What the marked words have in common: prepositions before a time
+
+1. a plan that is bound to <<fail>>
+2. the crew that <<lost>> its ship
+3. an <<unsuccessful>> attempt
+What the marked words have in common: failure and loss
 
 """
 COMMON = "What the marked words have in common:"

@@ -158,7 +158,10 @@ def commands(out: Path, tokens: int) -> list[list[str]]:
         made += [["map", "clusters", "--source", name, "--method", "graph"]]
         made += [["intervene", "--source", name, "--focus", "feature", *concepts, *small]]
     both = ",".join(names)
-    made += [["map", "shared", "--sources", both], ["distill", "--sources", both, *concepts, "--injections", "10"]]
+    made += [
+        ["map", "shared", "--sources", both],
+        ["distill", "--sources", both, *concepts, "--injections", "10", "--fewest", "4"],
+    ]
     return made
 
 
