@@ -4,11 +4,12 @@ VENV := .venv
 VLLM_VENV := .venv-vllm
 BIN := $(VENV)/bin
 
-.PHONY: help run test test-whitebox test-vllm check clean
+.PHONY: help run test whitebox test-whitebox test-vllm check clean
 
 help:
 	@echo "make run        set up, fetch the small model, run the default eval, print a table and the path of the report"
 	@echo "make test       set up and pass the tests"
+	@echo "make whitebox   set up what looks inside small models"
 	@echo "make test-whitebox  the tests that train sparse autoencoders, with sae-lens installed"
 	@echo "make test-vllm  the tests that need a real vLLM server, in an environment of its own"
 	@echo "make check      format, lint, strict types, import order"
@@ -19,7 +20,7 @@ $(BIN)/harness: requirements/lock.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/whitebox: $(BIN)/harness requirements/whitebox.txt
+$(VENV)/whitebox-ready: $(BIN)/harness requirements/whitebox.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/lock.txt -r requirements/whitebox.txt
 	@touch $@
 
@@ -39,7 +40,9 @@ run: $(BIN)/harness
 test: $(BIN)/harness
 	$(BIN)/python -m pytest -m "not vllm"
 
-test-whitebox: $(VENV)/whitebox
+whitebox: $(VENV)/whitebox-ready
+
+test-whitebox: whitebox
 	$(BIN)/python -m pytest tests/whitebox
 
 test-vllm: $(BIN)/harness $(VLLM_VENV)/ready
