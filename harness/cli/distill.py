@@ -18,7 +18,7 @@ from harness.paths import reports_dir
 from harness.providers.targets import Dtype
 
 if TYPE_CHECKING:
-    from harness.whitebox.predicting import Predictor
+    from harness.whitebox.distilling.predicting import Predictor
 
 Directions = Literal["sae", "neurons", "unembedding", "random"]
 
@@ -62,7 +62,7 @@ class Place:
     maps: Path
 
     def folder(self, stage: str) -> Path:
-        from harness.whitebox.distill import map_name
+        from harness.whitebox.distilling.distill import map_name
 
         return self.maps / map_name(stage, self.source, self.basis)
 
@@ -78,8 +78,8 @@ def distill(options: Annotated[DistillOptions, Parameter(name="*")]) -> int:
     Maps that are missing are made first; each stage goes on where it was interrupted.
     """
     try:
-        from harness.whitebox.distill import Job, Options, draft_pack
-        from harness.whitebox.injections import Sizes
+        from harness.whitebox.distilling.distill import Job, Options, draft_pack
+        from harness.whitebox.distilling.injections import Sizes
     except ImportError as exc:
         raise MissingExtraError(exc.name or "torch", "whitebox") from exc
 
@@ -164,11 +164,11 @@ def _make_maps(sources: tuple[str, ...], maps: Path, options: DistillOptions) ->
 def _dictionaries(place: Place, options: DistillOptions) -> Path | None:
     """The folder of a source's dictionaries, trained or written first where they are missing; None: those on the hub."""
     from harness.cli.train_sae import TrainOptions, train_sae
-    from harness.whitebox.bases import Basis, basis_dictionaries
-    from harness.whitebox.corpus import shipped
-    from harness.whitebox.dictionaries import open_dictionaries, trained_dir
-    from harness.whitebox.models import load_model
-    from harness.whitebox.sources import embedded_sites, find_source
+    from harness.whitebox.sources.bases import Basis, basis_dictionaries
+    from harness.whitebox.sources.corpus import shipped
+    from harness.whitebox.sources.dictionaries import open_dictionaries, trained_dir
+    from harness.whitebox.sources.models import load_model
+    from harness.whitebox.sources.sources import embedded_sites, find_source
 
     trained = trained_dir(place.source)
     declared = embedded_sites().get(place.source)
@@ -191,9 +191,9 @@ def _dictionaries(place: Place, options: DistillOptions) -> Path | None:
 
 def _predictor(place: Place, dtype: Dtype) -> Predictor:
     """The model that a catalogue was made from, ready to be asked."""
-    from harness.whitebox.catalogue import Catalogue
-    from harness.whitebox.models import load_model
-    from harness.whitebox.predicting import Predictor
+    from harness.whitebox.distilling.predicting import Predictor
+    from harness.whitebox.features.catalogue import Catalogue
+    from harness.whitebox.sources.models import load_model
 
     folder = Path(Catalogue(place.folder("catalogue")).model_reference()["folder"])
     return Predictor.of(load_model(place.source, note, dtype=dtype, folder=folder if folder.is_dir() else None))

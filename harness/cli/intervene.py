@@ -13,11 +13,11 @@ from harness.cli.console import note, print_json, print_table
 from harness.errors import MissingExtraError, UsageError
 from harness.packs.concepts import concept_names, find_concept
 from harness.paths import reports_dir
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 if TYPE_CHECKING:
-    from harness.whitebox.catalogue import Catalogue
-    from harness.whitebox.models import LocalModel
+    from harness.whitebox.features.catalogue import Catalogue
+    from harness.whitebox.sources.models import LocalModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +68,9 @@ def intervene(options: Annotated[InterveneOptions, Parameter(name="*")]) -> None
     A finished site is kept: the same command after an interruption goes on with the site it stood at.
     """
     try:
-        from harness.whitebox.candidates import BANDS, Band
-        from harness.whitebox.catalogue import Catalogue
-        from harness.whitebox.intervene import Design, Job, run_interventions
+        from harness.whitebox.experiments.candidates import BANDS, Band
+        from harness.whitebox.experiments.intervene import Design, Job, run_interventions
+        from harness.whitebox.features.catalogue import Catalogue
     except ImportError as exc:
         raise MissingExtraError(exc.name or "torch", "whitebox") from exc
 
@@ -119,8 +119,8 @@ def _model(
     options: InterveneOptions, catalogue: Catalogue, sites: Sequence[Site]
 ) -> tuple[LocalModel, dict[Site, Site] | None]:
     """The model to steer, and where it is steered if it is not the source."""
-    from harness.whitebox.models import load_model
-    from harness.whitebox.steered_model import same_depth, source_model
+    from harness.whitebox.experiments.steered_model import same_depth, source_model
+    from harness.whitebox.sources.models import load_model
 
     if options.model is None:
         return source_model(catalogue, note), None
@@ -131,7 +131,7 @@ def _model(
 
 
 def _print_means(rows: list[dict[str, Any]]) -> None:
-    from harness.whitebox.effect_tables import MEASURES
+    from harness.whitebox.experiments.effect_tables import MEASURES
 
     cells = [
         (row["arm"], str(row["n_targets"]), f"{row['n_cases']:,}", *(_interval(row["means"][name]) for name in MEASURES))
@@ -141,7 +141,7 @@ def _print_means(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_contrasts(rows: list[dict[str, Any]]) -> None:
-    from harness.whitebox.effect_tables import EFFECTS
+    from harness.whitebox.experiments.effect_tables import EFFECTS
 
     cells = [
         (row["arm"], control, *(_interval(found[name]) for name in EFFECTS))

@@ -12,10 +12,10 @@ from harness.cli.console import note, print_json, print_table
 from harness.errors import MissingExtraError, UsageError
 from harness.paths import reports_dir
 from harness.providers.targets import Dtype
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 if TYPE_CHECKING:
-    from harness.whitebox.glossing import GlossPlan
+    from harness.whitebox.features.glossing import GlossPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +73,12 @@ def catalogue(options: Annotated[CatalogueOptions, Parameter(name="*")]) -> None
 
 
 def _from_model(options: CatalogueOptions) -> list[dict[str, Any]]:
-    from harness.whitebox import corpus as corpora
-    from harness.whitebox.dictionaries import choose, open_dictionaries
+    from harness.whitebox.sources import corpus as corpora
+    from harness.whitebox.sources.dictionaries import choose, open_dictionaries
 
     try:
-        from harness.whitebox.cataloguing import Job, Options, make_catalogue
-        from harness.whitebox.models import load_model
+        from harness.whitebox.features.cataloguing import Job, Options, make_catalogue
+        from harness.whitebox.sources.models import load_model
     except ImportError as exc:
         raise MissingExtraError(exc.name or "torch", "whitebox") from exc
     found = choose(open_dictionaries(options.source, options.dictionary, note), [Site.parse(s) for s in options.site or ()])
@@ -96,10 +96,10 @@ def _from_model(options: CatalogueOptions) -> list[dict[str, Any]]:
 
 
 def _from_exports(options: CatalogueOptions) -> list[dict[str, Any]]:
-    from harness.whitebox.dictionaries import choose, open_dictionaries
+    from harness.whitebox.sources.dictionaries import choose, open_dictionaries
 
     try:
-        from harness.whitebox.export_catalogue import ExportJob, catalogue_from_exports
+        from harness.whitebox.features.export_catalogue import ExportJob, catalogue_from_exports
     except ImportError as exc:
         raise MissingExtraError(exc.name or "torch", "whitebox") from exc
     if options.exports is None:
@@ -110,7 +110,7 @@ def _from_exports(options: CatalogueOptions) -> list[dict[str, Any]]:
 
 
 def _plan(options: CatalogueOptions) -> GlossPlan:
-    from harness.whitebox.glossing import GlossPlan
+    from harness.whitebox.features.glossing import GlossPlan
 
     return GlossPlan(
         kind=options.gloss,

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from harness.cli.console import note, print_json, print_table
 from harness.errors import UsageError
 from harness.paths import reports_dir
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ def clusters(options: Annotated[ClusterOptions, Parameter(name="*")] = ClusterOp
 
     A finished site is kept: the same command after an interruption goes on with the site it stood at.
     """
-    from harness.whitebox.catalogue import Catalogue
-    from harness.whitebox.clusters import CUTS, Job, Options, map_clusters
-    from harness.whitebox.neurons import Linking
+    from harness.whitebox.clusters.clusters import CUTS, Job, Options, map_clusters
+    from harness.whitebox.clusters.neurons import Linking
+    from harness.whitebox.features.catalogue import Catalogue
 
     if (options.source is None) == (options.catalogue is None):
         raise UsageError("whose features?", hint="add either --source NAME or --catalogue DIR")

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from harness.cli.console import note, print_json, print_table
 from harness.errors import UsageError
 from harness.paths import reports_dir
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 SITE_HELP = "Site of the {} source to match, such as resid_post.7; repeat for several. Default: all"
 
@@ -56,8 +56,8 @@ def shared(options: Annotated[SharedOptions, Parameter(name="*")]) -> None:
 
     A finished combination of sites is kept: the same command after an interruption goes on where it stood.
     """
-    from harness.whitebox.shared import Job, find_shared
-    from harness.whitebox.shared_ends import End, Options
+    from harness.whitebox.sharing.shared import Job, find_shared
+    from harness.whitebox.sharing.shared_ends import End, Options
 
     a, b = _two(options)
     folders = {
@@ -116,8 +116,8 @@ def _two(options: SharedOptions) -> tuple[str, str]:
 
 
 def _annotate(folder: Path, catalogues: Sequence[Path], targets: Sequence[str], most: int) -> dict[str, Any]:
-    from harness.whitebox.annotation import annotate_shared
-    from harness.whitebox.catalogue import Catalogue
+    from harness.whitebox.features.catalogue import Catalogue
+    from harness.whitebox.sharing.annotation import annotate_shared
 
     a, b = catalogues
     found = asyncio.run(annotate_shared(folder, (Catalogue(a), Catalogue(b)), targets, note, most=most))

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from harness.cli.console import note, print_json, print_table
 from harness.paths import reports_dir
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +48,8 @@ def topology(options: Annotated[TopologyOptions, Parameter(name="*")]) -> None:
 
     A finished site is kept: the same command after an interruption goes on with the site it stood at.
     """
-    from harness.whitebox.dictionaries import choose, open_dictionaries
-    from harness.whitebox.topology import Job, Options, map_topology, pick_device
+    from harness.whitebox.sources.dictionaries import choose, open_dictionaries
+    from harness.whitebox.topology.topology import Job, Options, map_topology, pick_device
 
     found = choose(open_dictionaries(options.source, options.dictionary, note), [Site.parse(s) for s in options.site or ()])
     job = Job(

@@ -16,15 +16,15 @@ from cyclopts import Parameter
 from harness.cli.console import note, print_table
 from harness.errors import MissingExtraError, UsageError
 from harness.providers.targets import Dtype
-from harness.whitebox import corpus as corpora
-from harness.whitebox.dictionaries import trained_dir
-from harness.whitebox.sites import Site
-from harness.whitebox.sources import embedded_sites
+from harness.whitebox.sources import corpus as corpora
+from harness.whitebox.sources.dictionaries import trained_dir
+from harness.whitebox.sources.sites import Site
+from harness.whitebox.sources.sources import embedded_sites
 from harness.whitebox.usage import peak_memory_gb
 
 if TYPE_CHECKING:
-    from harness.whitebox.models import LocalModel
-    from harness.whitebox.training import Progress, Recipe, SiteTrainer
+    from harness.whitebox.sources.models import LocalModel
+    from harness.whitebox.training.training import Progress, Recipe, SiteTrainer
 
 HELD_OUT_CONTEXTS = 64
 """Contexts of 128 tokens that quality is measured on: enough for two digits of the cross-entropy recovered."""
@@ -75,7 +75,7 @@ def train_sae(options: Annotated[TrainOptions, Parameter(name="*")]) -> int:
     """
     sites = _sites(options)
     job = _job(options, sites)
-    from harness.whitebox import training
+    from harness.whitebox.training import training
 
     done = [site for site in sites if training.is_trained(job.out, site, _key(job, site))]
     for site in done:
@@ -97,8 +97,9 @@ def _sites(options: TrainOptions) -> tuple[Site, ...]:
 def _job(options: TrainOptions, sites: Sequence[Site]) -> Job:
     """Everything that can be wrong is found out before a token is read."""
     try:
-        from harness.whitebox import activations, training
-        from harness.whitebox.models import load_model
+        from harness.whitebox.sources import activations
+        from harness.whitebox.sources.models import load_model
+        from harness.whitebox.training import training
     except ImportError as exc:
         raise MissingExtraError(exc.name or "torch", "whitebox") from exc
 
@@ -115,7 +116,7 @@ def _job(options: TrainOptions, sites: Sequence[Site]) -> Job:
 
 def _key(job: Job, site: Site) -> dict[str, Any]:
     """What a dictionary depends on: one trained otherwise is not taken for it."""
-    from harness.whitebox.activations import CONTEXT
+    from harness.whitebox.sources.activations import CONTEXT
 
     return {
         "model_sha256": job.source.digest,
@@ -129,7 +130,8 @@ def _key(job: Job, site: Site) -> dict[str, Any]:
 
 def _train(job: Job, sites: Sequence[Site]) -> None:
     """One pass over the model for `sites`, their quality, and their folders."""
-    from harness.whitebox import activations, packing, training
+    from harness.whitebox.sources import activations, packing
+    from harness.whitebox.training import training
 
     held_out = _held_out(job)
     note(f"{job.source.name}: {', '.join(map(str, sites))} on {job.recipe.tokens:,} tokens of {job.train.source}")
@@ -146,7 +148,7 @@ def _train(job: Job, sites: Sequence[Site]) -> None:
 
 def _finish(job: Job, site: Site, trainer: SiteTrainer, held_out: list[list[int]], seconds: float) -> None:
     """Judge and write one trained site."""
-    from harness.whitebox import sae_quality, training
+    from harness.whitebox.training import sae_quality, training
 
     sae = trainer.finish().eval()
     if trainer.rows < job.recipe.tokens:
@@ -177,7 +179,7 @@ def _finish(job: Job, site: Site, trainer: SiteTrainer, held_out: list[list[int]
 
 def _held_out(job: Job) -> list[list[int]]:
     """The contexts to judge on; raises UsageError where the text gives none."""
-    from harness.whitebox.packing import contexts
+    from harness.whitebox.sources.packing import contexts
 
     found = list(islice(contexts(job.held_out.documents, job.source.tokenizer, bos=job.source.bos), HELD_OUT_CONTEXTS))
     if not found:
@@ -187,7 +189,7 @@ def _held_out(job: Job) -> list[list[int]]:
 
 def _metadata(job: Job, site: Site) -> dict[str, Any]:
     """What SAELens keeps beside the weights, under its own names."""
-    from harness.whitebox.activations import CONTEXT
+    from harness.whitebox.sources.activations import CONTEXT
 
     return {
         "model_name": job.source.name,
@@ -217,7 +219,7 @@ def _progress(n_sites: int) -> Callable[[Progress], None]:
 
 def _show(out: Path, sites: Sequence[Site], *, as_json: bool) -> None:
     """The sites' manifests: a table by cross-entropy recovered, best first, or JSON."""
-    from harness.whitebox.training import MANIFEST, site_dir
+    from harness.whitebox.training.training import MANIFEST, site_dir
 
     manifests = [json.loads((site_dir(out, site) / MANIFEST).read_text(encoding="utf-8")) for site in sites]
     if as_json:

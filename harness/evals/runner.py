@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from harness.lexicon import require_resolved, resolve
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
+from harness.lexicon import require_resolved, resolve
 from harness.packs.concepts import Concept
 from harness.providers.base import Provider
 from harness.records import Lexicon, Mode, Observation, Prompt, Readout

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from harness.lexicon import matches
 from harness.evals.trials import ScoredBatch
+from harness.lexicon import matches
 from harness.packs.sampling import generator
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Lexicon, Observation, Prompt

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from harness.errors import FileFormatError
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 from harness.whitebox.usage import peak_memory_gb
 
 NO_ROOM = "make room, or name another folder with --out; finished sites are kept"

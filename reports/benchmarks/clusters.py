@@ -14,9 +14,9 @@ import sys
 
 import numpy as np
 
-from harness.whitebox.clusters import CUTS
-from harness.whitebox.linkage import cut, exact_tree
-from harness.whitebox.neighbour_graph import graph_tree, n_parts
+from harness.whitebox.clusters.clusters import CUTS
+from harness.whitebox.clusters.linkage import cut, exact_tree
+from harness.whitebox.clusters.neighbour_graph import graph_tree, n_parts
 from harness.whitebox.stage import stopwatch
 
 

@@ -20,9 +20,9 @@ from functools import partial
 
 import numpy as np
 import torch
+from harness.evals.lexicon import resolve
 from transformers import AutoModelForCausalLM
 
-from harness.evals.lexicon import resolve
 from harness.packs.concepts import find_concept
 from harness.packs.pack import find_pack
 from harness.packs.templates import find_template

@@ -30,11 +30,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from harness.packs.concepts import concept_names, find_concept
 from harness.packs.lexical import common_words, overlaps
 from harness.providers.embedded import quiet
-from harness.whitebox import activations, corpus, packing
-from harness.whitebox.models import LocalModel, load_model
-from harness.whitebox.sites import Site
-from harness.whitebox.sources import Source, find_source
-from harness.whitebox.training import import_sae_lens
+from harness.whitebox.sources import activations, corpus, packing
+from harness.whitebox.sources.models import LocalModel, load_model
+from harness.whitebox.sources.sites import Site
+from harness.whitebox.sources.sources import Source, find_source
+from harness.whitebox.training.training import import_sae_lens
 
 CONCEPTS = ("animal", "color", "food", "vehicle")
 GROUP, DOCUMENTS, VOCABULARY = 16, 25, 12_000

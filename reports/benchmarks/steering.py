@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from harness.whitebox.cached_prompt import CachedPrompt
-from harness.whitebox.interventions import Steering
-from harness.whitebox.screen import first_order_effects, target_gradient
-from harness.whitebox.sites import SUBMODULES, Site, Submodule
-from harness.whitebox.steering import Steerer
+from harness.whitebox.sources.sites import SUBMODULES, Site, Submodule
+from harness.whitebox.steering.cached_prompt import CachedPrompt
+from harness.whitebox.steering.interventions import Steering
+from harness.whitebox.steering.screen import first_order_effects, target_gradient
+from harness.whitebox.steering.steering import Steerer
 
 N_FEATURES = 32_768
 DOSES = torch.tensor([-2.0, -1.0, 1.0, 2.0])

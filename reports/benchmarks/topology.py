@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from harness.whitebox.dictionaries import local_dictionaries
-from harness.whitebox.tiles import tile_rows
-from harness.whitebox.topology import Job, Options, map_topology
+from harness.whitebox.sources.dictionaries import local_dictionaries
+from harness.whitebox.topology.tiles import tile_rows
+from harness.whitebox.topology.topology import Job, Options, map_topology
 from harness.whitebox.usage import peak_memory_gb
 
 

@@ -37,8 +37,8 @@ from harness.packs.sampling import generator
 from harness.paths import shipped_root
 from harness.providers.embedded import quiet
 from harness.providers.vocabulary import spelling
-from harness.whitebox.sites import Site
-from harness.whitebox.training import import_sae_lens
+from harness.whitebox.sources.sites import Site
+from harness.whitebox.training.training import import_sae_lens
 
 Name = Literal["a", "b"]
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -20,7 +20,7 @@ from harness.cli.main import execute  # noqa: E402
 from harness.packs.pack import Draft, Pack, load_pack, write_pack  # noqa: E402
 from harness.packs.sampling import draw, generator  # noqa: E402
 from harness.records import Probe  # noqa: E402
-from harness.whitebox.shared import read_shared  # noqa: E402
+from harness.whitebox.sharing.shared import read_shared  # noqa: E402
 
 from . import planted as made  # noqa: E402
 from .planted import CONCEPTS, DECOYS, PAIRS, PLANTED, SITES, UNPLANTED, Planted, Source  # noqa: E402

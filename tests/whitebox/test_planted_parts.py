@@ -25,10 +25,11 @@ from harness.packs.templates import find_template  # noqa: E402
 from harness.providers.targets import OpenOptions, find_target, open_target  # noqa: E402
 from harness.providers.vocabulary import Vocabulary, spelling  # noqa: E402
 from harness.records import Prompt, Readout  # noqa: E402
-from harness.whitebox import activations, corpus, packing, training  # noqa: E402
-from harness.whitebox.dictionaries import load, local_dictionaries, locate  # noqa: E402
-from harness.whitebox.models import LocalModel, load_model  # noqa: E402
-from harness.whitebox.topology import Job, map_topology  # noqa: E402
+from harness.whitebox.sources import activations, corpus, packing  # noqa: E402
+from harness.whitebox.sources.dictionaries import load, local_dictionaries, locate  # noqa: E402
+from harness.whitebox.sources.models import LocalModel, load_model  # noqa: E402
+from harness.whitebox.topology.topology import Job, map_topology  # noqa: E402
+from harness.whitebox.training import training  # noqa: E402
 
 from . import planted as made  # noqa: E402
 from .planted import CONCEPTS, DECOYS, PAIRS, SITES, WEAK, WORDS, Planted, Source  # noqa: E402

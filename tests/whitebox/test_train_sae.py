@@ -17,7 +17,7 @@ from tokenizers.models import WordLevel  # noqa: E402
 from tokenizers.pre_tokenizers import WhitespaceSplit  # noqa: E402
 
 from harness.cli.main import execute  # noqa: E402
-from harness.whitebox import activations  # noqa: E402
+from harness.whitebox.sources import activations  # noqa: E402
 
 from .tiny_models import VOCABULARY, llama  # noqa: E402
 

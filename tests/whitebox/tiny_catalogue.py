@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from scipy import sparse
 
 from harness.providers.weights import sha256
-from harness.whitebox import catalogue
-from harness.whitebox.catalogue import Catalogue
-from harness.whitebox.sites import Site
+from harness.whitebox.features import catalogue
+from harness.whitebox.features.catalogue import Catalogue
+from harness.whitebox.sources.sites import Site
 from harness.whitebox.stage import join, site_folder, write_json, write_table
 
 N_TOKENS = 50

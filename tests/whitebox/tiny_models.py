@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 
-from harness.whitebox.sites import Site
+from harness.whitebox.sources.sites import Site
 
 VOCABULARY = 61
 WIDTH = 32

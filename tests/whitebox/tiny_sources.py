@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from harness.whitebox.sites import Site
-from harness.whitebox.training import import_sae_lens
+from harness.whitebox.sources.sites import Site
+from harness.whitebox.training.training import import_sae_lens
 
 from .tiny_models import VOCABULARY, WIDTH, llama
 

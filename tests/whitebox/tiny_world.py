@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from harness.packs.concepts import Concept, load_concept
 from harness.providers.weights import digest_of
-from harness.whitebox.catalogue import Catalogue
-from harness.whitebox.sites import Site
+from harness.whitebox.features.catalogue import Catalogue
+from harness.whitebox.sources.sites import Site
 
 from .tiny_catalogue import SiteData, write_catalogue
 from .tiny_models import LAYERS, WIDTH, strong
