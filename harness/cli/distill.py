@@ -42,12 +42,12 @@ class DistillOptions:
     concept: Annotated[list[str] | None, Parameter(negative="", help="Concept to distil; repeat for several. Default: all")] = (
         None
     )
-    injections: Annotated[int, Parameter(help="Injections for each concept and arm")] = 40
+    injections: Annotated[int, Parameter(help="Injections for each concept and arm")] = 32
     strings: Annotated[int, Parameter(help="Words in an injection; published: 30")] = 16
     fewest: Annotated[int, Parameter(help="A concept with fewer interfering words than this is left out")] = 8
     max_similarity: Annotated[float, Parameter(help="Glosses nearer than this mean related things")] = 0.3
     min_recovered: Annotated[float, Parameter(help="Sites whose dictionary recovers less cross-entropy are left out")] = 0.8
-    reserved: Annotated[int, Parameter(help="Sentences of each concept kept for predictions, and out of the pack")] = 6
+    reserved: Annotated[int, Parameter(help="Sentences of each concept kept for predictions, and out of the pack")] = 4
     tokens: Annotated[int, Parameter(help="Tokens of text that a missing catalogue reads")] = 150_000
     dtype: Annotated[Dtype, Parameter(help="Number type of the sources' forward passes")] = "bfloat16"
     seed: Annotated[int, Parameter(help="Seed of every random choice")] = 0

@@ -58,7 +58,7 @@ class Options:
     sizes: Sizes = field(default_factory=Sizes)
     max_similarity: float = 0.3
     min_recovered: float = 0.8
-    reserved: int = 6
+    reserved: int = 4
     template: str = "paren"
     seed: int = 0
 

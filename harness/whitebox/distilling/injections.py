@@ -30,7 +30,7 @@ _UNLIKE = 100.0
 class Sizes:
     """`injections` for each concept and arm, `strings` in each. A set with fewer than `fewest` strings gives no injection."""
 
-    injections: int = 40
+    injections: int = 32
     strings: int = 16
     fewest: int = 8
 

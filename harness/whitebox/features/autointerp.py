@@ -1,9 +1,8 @@
 """Glosses from a language model: it reads where a feature fires, says in a phrase what that has in common, and is tested.
 
-The explainer is asked through the provider seam, one next-token distribution at a time: its likeliest token is put behind the
-prompt until a line ends. The test is one of detection on contexts that it was not shown, as many where the feature fires as
-where others do: given the phrase, does it tell which are which (yes or no, whichever it holds likelier)? The score is the
-balanced accuracy, so that an explainer who always says yes gets a half.
+The explainer is asked as `asking` says. The test is one of detection on contexts that it was not shown, as many where the
+feature fires as where others do: given the phrase, does it tell which are which (yes or no, whichever it holds likelier)?
+The score is the balanced accuracy, so that an explainer who always says yes gets a half.
 
 The protocol is that of Bills et al. (2023) with the detection score of Paulo et al. (2024, arXiv 2410.13928); the words are
 our own.
@@ -11,9 +10,8 @@ our own.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 
 from harness.packs.sampling import generator
 from harness.providers.base import Provider
-from harness.records import Lexicon, Observation, Prompt, Readout
+from harness.whitebox.asking import Answer, Asker
 from harness.whitebox.features.glosses import Gloss
 
 PROTOCOL = 1
@@ -35,9 +33,6 @@ N_TESTED = 4
 
 POOL = 1024
 """Features whose contexts stand against those of the feature that is tested: a sample, so that few are held."""
-
-ANSWERS = 20
-"""Likeliest tokens that are read for a yes or no."""
 
 # Three worked examples of different kinds: a small model repeats the answer of a single one.
 EXPLAIN = """\
@@ -112,123 +107,41 @@ class Interpreter:
     """Asks `provider` about features; `note` takes lines for the user."""
 
     def __init__(self, provider: Provider, *, seed: int = 0, note: Callable[[str], None] = lambda _line: None) -> None:
-        self._provider = provider
+        self._target = provider.info.target
+        self._asker = Asker(provider)
         self._seed = seed
         self._note = note
-        ids = None if provider.vocabulary is None else np.empty(0, np.int32)
-        self._lexicon = Lexicon(concept="", words=frozenset(), token_ids=ids, resolved_share=None, digest="")
 
     async def gloss_site(self, folder: Path, n_features: int | None = None) -> dict[int, Gloss]:
         """Scored glosses of the features of a catalogued site, or of the `n_features` that fire most often."""
         cases = read_cases(folder, n_features, seed=self._seed)
-        self._note(f"asking {self._provider.info.target} about {len(cases):,} features")
+        self._note(f"asking {self._target} about {len(cases):,} features")
         return await self.gloss(cases)
 
     async def gloss(self, cases: Sequence[Case]) -> dict[int, Gloss]:
         """Scored glosses of `cases`; a feature about which nothing was said, or whose question failed, has none."""
-        texts = await self._continue([explaining(case.shown) for case in cases])
-        source = f"llm:{self._provider.info.target}"
-        said = {case.feature: (case, cleaned) for case, text in zip(cases, texts, strict=True) if (cleaned := _cleaned(text))}
-        scores = await self._scores([(case, text) for case, text in said.values()])
+        texts = await self._asker.continuations([explaining(case.shown) for case in cases], max_tokens=MAX_TOKENS, stop="\n")
+        said = [(case, cleaned) for case, text in zip(cases, texts, strict=True) if (cleaned := text.rstrip(".").strip())]
+        scores = await self._scores(said)
         return {
-            feature: Gloss(text=text, source=source, score=score)
-            for (feature, (_, text)), score in zip(said.items(), scores, strict=True)
+            case.feature: Gloss(text=text, source=f"llm:{self._target}", score=score)
+            for (case, text), score in zip(said, scores, strict=True)
         }
-
-    async def _continue(self, prompts: Sequence[str]) -> list[str]:
-        """What the target writes behind each prompt up to the end of a line, its likeliest token at each step."""
-        asked = self._prompts(prompts, [str(number) for number in range(len(prompts))])
-        written = [""] * len(prompts)
-        going = list(range(len(prompts)))
-        for _ in range(MAX_TOKENS):
-            seen = await self._ask([asked[number] for number in going], 1)
-            still = []
-            for number, observation in zip(going, seen, strict=True):
-                step = self._likeliest(observation)
-                if step is None:
-                    continue
-                token, token_id = step
-                written[number] += token
-                asked[number] = _longer(asked[number], token, token_id)
-                if "\n" not in written[number].lstrip():
-                    still.append(number)
-            going = still
-            if not going:
-                break
-        return written
 
     async def _scores(self, said: Sequence[tuple[Case, str]]) -> list[float | None]:
         """The balanced accuracy of each gloss on the contexts its explainer was not shown."""
-        questions, groups = [], []
-        for case, text in said:
-            for context in (*case.firing, *case.others):
-                questions.append(detecting(text, context))
-                groups.append(str(case.feature))
-        answers = [self._says_yes(seen) for seen in await self._ask(self._prompts(questions, groups), ANSWERS)]
-        scores: list[float | None] = []
-        at = 0
+        questions = [detecting(text, context) for case, text in said for context in (*case.firing, *case.others)]
+        answers = iter(await self._asker.answers(questions))
+        scores = []
         for case, _ in said:
-            own = answers[at : at + len(case.firing)]
-            other = answers[at + len(case.firing) : at + len(case.firing) + len(case.others)]
-            at += len(own) + len(other)
+            own, other = ([_yes(next(answers)) for _ in contexts] for contexts in (case.firing, case.others))
             scores.append(balanced_accuracy(own, other))
         return scores
 
-    def _prompts(self, texts: Sequence[str], groups: Sequence[str]) -> list[Prompt]:
-        vocabulary = self._provider.vocabulary
-        ids = [None] * len(texts) if vocabulary is None else vocabulary.encode(texts)
-        return [
-            Prompt(
-                prompt_id=str(number),
-                concept="",
-                arm="",
-                sentence_id="",
-                injection_id="",
-                template="",
-                group=group,
-                text=text,
-                token_ids=own,
-            )
-            for number, (text, group, own) in enumerate(zip(texts, groups, ids, strict=True))
-        ]
 
-    async def _ask(self, prompts: Sequence[Prompt], n_logprobs: int) -> list[Observation]:
-        """An observation for each prompt, in batches of the provider's size, as many at once as it takes."""
-        readout = Readout(lexicon=self._lexicon, n_logprobs=n_logprobs)
-        size = self._provider.batch_size
-        free = asyncio.Semaphore(self._provider.concurrency)
-
-        async def one(start: int) -> list[Observation]:
-            async with free:
-                return await self._provider.observe(prompts[start : start + size], readout)
-
-        parts = await asyncio.gather(*(one(start) for start in range(0, len(prompts), size)))
-        return [observation for part in parts for observation in part]
-
-    def _tokens(self, observation: Observation) -> list[tuple[str, int | None]]:
-        """The tokens of a distribution, the likeliest first."""
-        vocabulary = self._provider.vocabulary
-        if vocabulary is None or observation.token_ids is None:
-            return [(token, None) for token in observation.tokens]
-        return [(vocabulary.text(int(i)), int(i)) for i in observation.token_ids]
-
-    def _likeliest(self, observation: Observation) -> tuple[str, int | None] | None:
-        """The likeliest token; None where there is no answer, and where it ends the text."""
-        found = next(iter(self._tokens(observation)), None) if observation.error is None else None
-        if found is None:
-            return None
-        vocabulary = self._provider.vocabulary
-        ends = not found[0] or (vocabulary is not None and found[1] in vocabulary.special_ids)
-        return None if ends else found
-
-    def _says_yes(self, observation: Observation) -> bool | None:
-        """Whether yes is likelier than no; None where neither is seen."""
-        mass = {"yes": 0.0, "no": 0.0}
-        for (token, _), logprob in zip(self._tokens(observation), observation.logprobs.tolist(), strict=True):
-            spelled = token.strip().casefold()
-            if spelled in mass:
-                mass[spelled] += float(np.exp(logprob))
-        return None if mass["yes"] == mass["no"] else mass["yes"] > mass["no"]
+def _yes(answer: Answer) -> bool | None:
+    """Whether yes is likelier than no; None where neither is seen, or both are equally likely."""
+    return None if answer.p_yes in (None, 0.5) else bool(answer.p_yes and answer.p_yes > 0.5)
 
 
 def explaining(shown: Sequence[Context]) -> str:
@@ -291,16 +204,6 @@ def _contexts(path: Path, features: NDArray[np.int64]) -> dict[int, list[Context
     for feature, document, text, start, end in zip(*(table[name].to_pylist() for name in names), strict=True):
         found.setdefault(feature, []).append(Context(document=document, text=text, start=start, end=end))
     return found
-
-
-def _longer(prompt: Prompt, token: str, token_id: int | None) -> Prompt:
-    ids = None if prompt.token_ids is None or token_id is None else (*prompt.token_ids, token_id)
-    return replace(prompt, text=prompt.text + token, token_ids=ids)
-
-
-def _cleaned(text: str) -> str:
-    """The first line of what was said, without surrounding space and full stop."""
-    return next(iter(text.strip().splitlines()), "").strip().rstrip(".").strip()
 
 
 def _line(text: str) -> str:

@@ -1,8 +1,8 @@
 """What a language model says of shared pairs: are the two groups of words that their features fire on related, and why.
 
 The pairs were chosen because their glosses are unlike, so that an association which a reader sees at once, or after a while, is
-of a higher order than the embedder's. The model answers through any provider, by next-token probabilities: P(yes) beside P(no),
-the groups asked about in both orders, and a reason continued greedily. Two annotators are compared by Cohen's kappa.
+of a higher order than the embedder's. The model is asked as `asking` says, about the groups in both orders, and for a
+reason. Two annotators are compared by Cohen's kappa.
 
 Beside the tables of `shared` it writes `annotations.parquet`: annotator, site_a, i_a, j_a, site_b, i_b, j_b, p_related (null
 where the model said neither), related, reason, error; and `annotations.json`: annotators, agreement, prompt.
@@ -22,8 +22,7 @@ import pyarrow.compute as pc
 from harness.paths import writing
 from harness.providers.base import Provider
 from harness.providers.targets import OpenOptions, find_target, open_target
-from harness.providers.vocabulary import Vocabulary, spelling
-from harness.records import Lexicon, Observation, Prompt, Readout
+from harness.whitebox.asking import Answer, Asker
 from harness.whitebox.features.catalogue import Catalogue
 from harness.whitebox.sharing.shared import read_shared
 from harness.whitebox.sources.sites import Site
@@ -31,9 +30,6 @@ from harness.whitebox.stage import NO_ROOM, Record, write_json, write_table
 
 WORDS = 8
 """Words of each feature, of either source, that a group takes at most."""
-
-LISTED = 20
-"""Likeliest tokens looked at for yes and no: what hosted endpoints show at the most."""
 
 REASON_TOKENS = 24
 
@@ -130,13 +126,15 @@ async def annotate_shared(
 
 async def annotate(groups: Sequence[tuple[Words, Words]], provider: Provider) -> list[Annotation]:
     """Whether the words of each two groups are related, and why; one annotation for each, in order."""
+    asker = Asker(provider)
     questions = [PROMPT.format(first=", ".join(one), second=", ".join(other)) for one, other in groups]
     turned = [PROMPT.format(first=", ".join(other), second=", ".join(one)) for one, other in groups]
-    seen = await _observe(provider, [_prompt(text, provider) for text in (*questions, *turned)], LISTED)
-    found = [_judged(*both, provider.vocabulary) for both in zip(seen[: len(groups)], seen[len(groups) :], strict=True)]
+    answers = await asker.answers([*questions, *turned])
+    found = [_judged(both) for both in zip(answers[: len(groups)], answers[len(groups) :], strict=True)]
     answered = [at for at, one in enumerate(found) if one.related is not None]
     begun = [f"{questions[at]} {'yes' if found[at].related else 'no'}, because" for at in answered]
-    for at, reason in zip(answered, await _continued(begun, provider), strict=True):
+    reasons = await asker.continuations(begun, max_tokens=REASON_TOKENS, stop="\n.")
+    for at, reason in zip(answered, reasons, strict=True):
         found[at] = replace(found[at], reason=reason)
     return found
 
@@ -186,79 +184,12 @@ def _group(row: Mapping[str, Any], member: str, words: Mapping[tuple[str, str], 
     return tuple(first.values())
 
 
-def _judged(question: Observation, turned: Observation, vocabulary: Vocabulary | None) -> Annotation:
-    shares = []
-    for seen in (question, turned):
-        if seen.error is not None:
-            return Annotation(error=seen.error)
-        mass = {"yes": 0.0, "no": 0.0}
-        for text, logprob in zip(_texts(seen, vocabulary), seen.logprobs.tolist(), strict=True):
-            if spelling(text) in mass:
-                mass[spelling(text)] += float(np.exp(logprob))
-        if not sum(mass.values()):
-            return Annotation(error=f"neither yes nor no is among the {len(seen.logprobs)} likeliest tokens")
-        shares.append(mass["yes"] / sum(mass.values()))
+def _judged(both: tuple[Answer, Answer]) -> Annotation:
+    """One annotation of the answers to a question and to its turned form."""
+    shares = [answer.p_yes for answer in both if answer.p_yes is not None]
+    if len(shares) < len(both):
+        return Annotation(error=next(answer.error for answer in both if answer.p_yes is None))
     return Annotation(p_related=float(np.mean(shares)))
-
-
-async def _continued(begun: Sequence[str], provider: Provider) -> list[str]:
-    """What follows each text, token by token the likeliest, up to the end of the sentence."""
-    prompts = [_prompt(text, provider) for text in begun]
-    reasons = [""] * len(begun)
-    going = list(range(len(begun)))
-    for _ in range(REASON_TOKENS):
-        seen = await _observe(provider, [prompts[at] for at in going], 1)
-        still = []
-        for at, one in zip(going, seen, strict=True):
-            text = next(iter(_texts(one, provider.vocabulary)), "")
-            line, *ended = text.split("\n")
-            reasons[at] += line
-            if text and not ended and "." not in text:
-                ids = prompts[at].token_ids
-                if ids is not None and one.token_ids is not None:
-                    ids = (*ids, int(one.token_ids[0]))
-                prompts[at] = replace(prompts[at], text=prompts[at].text + text, token_ids=ids)
-                still.append(at)
-        going = still
-    return [reason.strip() for reason in reasons]
-
-
-async def _observe(provider: Provider, prompts: Sequence[Prompt], n: int) -> list[Observation]:
-    """All prompts, a batch at a time."""
-    vocabulary, limit = provider.vocabulary, provider.info.capabilities.max_logprobs
-    words = frozenset({"yes", "no"})
-    ids = None
-    if vocabulary is not None:
-        ids = np.array(sorted(i for word in words for i in vocabulary.spellings.get(word, ())), np.int32)
-    lexicon = Lexicon(concept="association", words=words, token_ids=ids, resolved_share=None, digest="association")
-    readout = Readout(lexicon=lexicon, n_logprobs=n if limit is None else min(n, limit))
-    found: list[Observation] = []
-    for start in range(0, len(prompts), provider.batch_size):
-        found += await provider.observe(prompts[start : start + provider.batch_size], readout)
-    return found
-
-
-def _prompt(text: str, provider: Provider) -> Prompt:
-    """All prompts are of one group: they begin alike."""
-    vocabulary = provider.vocabulary
-    return Prompt(
-        prompt_id=text,
-        concept="association",
-        arm="association",
-        sentence_id="",
-        injection_id="",
-        template="association",
-        group="association",
-        text=text,
-        token_ids=vocabulary.encode([text])[0] if vocabulary is not None and provider.info.capabilities.token_ids else None,
-    )
-
-
-def _texts(seen: Observation, vocabulary: Vocabulary | None) -> list[str]:
-    """The texts of the tokens that were seen, likeliest first; special tokens are empty."""
-    if seen.token_ids is None or vocabulary is None:
-        return list(seen.tokens)
-    return ["" if i in vocabulary.special_ids else vocabulary.text(i) for i in seen.token_ids.tolist()]
 
 
 def _table(rows: pa.Table, said: Mapping[str, Sequence[Annotation]]) -> pa.Table:
