@@ -369,3 +369,17 @@ def test_the_verb_prints_a_table_or_json_and_writes_the_manifest(tmp_path: Path,
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["sites"]["resid_post.1"]["sha256"] == row["sha256"]
     assert execute([*argv, "--site", "resid_post.7"]) == 2
+
+
+def test_one_command_maps_several_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("one", "two"):
+        dictionary(tmp_path / "saes" / source, 0)
+    argv = ["map", "topology", "--source", "one,two", "--dictionary", str(tmp_path / "saes"), "--out", str(tmp_path / "out")]
+    assert execute([*argv, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert [row["source"] for row in json.loads(captured.out)] == ["one", "two"]
+    assert execute(argv) == 0
+    assert capsys.readouterr().err.count("kept from before") == 2
+    assert (tmp_path / "out/topology-two/pairs.parquet").is_file()
+    assert execute([*argv, "--glosses", "x.safetensors"]) == 2
+    assert "those of one source" in capsys.readouterr().err
