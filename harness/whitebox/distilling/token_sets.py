@@ -1,8 +1,9 @@
 """From links to the strings of each arm, by one of three constructions.
 
 - `clean` (default): whole words of `prompts/words.txt` (lower-case, one leading space, frequency known by rank). `high` are
-  the high words of interfering features that share no form with the lexicon; `low` those that interfere least with any target
-  of the concept; `related` lie near the lexicon in meaning; `far`, from which `matched` and `random` come, do neither.
+  the high words of interfering features that neither lie near the lexicon in meaning nor share a form with it; `low` those
+  that interfere least with any target of the concept; `related` lie near the lexicon in meaning; `far`, from which
+  `matched` and `random` come, do neither.
 - `faithful`: the published rules (Gong et al. 2026, as released): strings as the tokenizer has them; a target needs one word
   of the lexicon; a feature counts as `high` or `low` by its strongest interference; only its first 10 high strings are taken;
   what is in both is dropped from both; sources are united; `far` is the rest of the sources' vocabularies.
@@ -31,10 +32,9 @@ FIRST_TOKENS = 10
 """Strings taken of each interfering feature, as published."""
 
 N_RELATED = 300
-N_NEAR = 2000
-"""Of the words of the list, at most so many nearest to the lexicon are `related`, and so many are kept out of `low` and
-`far`.
-"""
+NEAR_SHARE = 0.125
+"""Of the words of the list, at most so many nearest to the lexicon are `related`; this share of them is near in meaning, and
+kept out of `high`, `low` and `far`."""
 
 TRIGRAMS = 0.3
 
@@ -82,8 +82,9 @@ def clean_sets(
     words at 1 or more that no link vouches for are left out everywhere. `rank`: the place of each ` word` in `listed`.
     """
     own = lexicon.words
-    high = {f" {w}": link for w, link in _strongest(links, of_words=True).items() if f" {w}" in rank and not alike(w, own)}
     near, related = _near(lexicon, listed)
+    strongest = {f" {word}": link for word, link in _strongest(links, of_words=True).items()}
+    high = {w: link for w, link in strongest.items() if w in rank and w not in near and not alike(w.strip(), own)}
     taken = {*high, *near, *(f" {word}" for word in own)}
     known = sorted((share, f" {w}") for w, share in interference.items() if f" {w}" in rank and f" {w}" not in taken)
     low = tuple(w for share, w in known[: round(LOW_SHARE * len(known))] if share < 1 and not alike(w.strip(), own))
@@ -93,7 +94,7 @@ def clean_sets(
         high=high,
         low=low,
         own=tuple(f" {word}" for word in sorted(own)),
-        related=tuple(w for w in related if w not in high),
+        related=related,
         far=tuple(w for w in rank if w not in taken),
         rank=rank,
     )
@@ -160,7 +161,8 @@ def _trigrams(word: str) -> frozenset[str]:
 
 def _near(lexicon: Lexicon, listed: WordList) -> tuple[set[str], tuple[str, ...]]:
     """All words near the lexicon, and of those the `related` ones."""
-    nearest = [listed.words[at] for at in np.argsort(-(listed.vectors @ lexicon.centre), kind="stable")[:N_NEAR]]
+    order = np.argsort(-(listed.vectors @ lexicon.centre), kind="stable")
+    nearest = [listed.words[at] for at in order[: round(NEAR_SHARE * len(order))]]
     distinct = [f" {word}" for word in nearest if not alike(word, lexicon.words)]
     return {f" {word}" for word in nearest}, tuple(distinct[:N_RELATED])
 

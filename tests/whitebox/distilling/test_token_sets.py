@@ -31,10 +31,12 @@ RANK = {f" {word}": at for at, word in enumerate(WORDS)}
 
 
 def test_clean_sets_hold_no_word_twice_and_none_of_the_lexicons_form(listed: WordList, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_sets, "N_NEAR", 3)
+    monkeypatch.setattr(token_sets, "NEAR_SHARE", 3 / len(WORDS))
     interference = {"tax": 1.5, "rent": 1.2, "loan": 0.1, "coin": 0.2, "fund": 0.9, "bank": 0.8, "unheard": 0.0}
-    sets = clean_sets(LEXICON, [link(0.4, "tax", "cats", "unheard"), link(0.6, "tax", feature=2)], interference, listed, RANK)
-    assert list(sets.high) == [" tax"]  # cats shares its form with cat, unheard has no frequency
+    sets = clean_sets(
+        LEXICON, [link(0.4, "tax", "cats", "wolf", "unheard"), link(0.6, "tax", feature=2)], interference, listed, RANK
+    )
+    assert list(sets.high) == [" tax"]  # cats looks like cat, wolf means something near, unheard has no frequency
     assert sets.high[" tax"].interference == 0.6
     assert sets.related == (" wolf", " beast")
     assert sets.low == (" loan",)  # the quarter that interferes least, of four
