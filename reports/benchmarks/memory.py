@@ -21,7 +21,19 @@ LIMITS = (2, 6, 18, 32, 48)
 
 def run(limit: int, folder: Path, cache: str) -> tuple[int, float, float]:
     """(prompts, seconds, peak memory in MiB) of one run."""
-    command = [sys.executable, "-m", "harness", "run", "--target", "scripted", "--full", "--limit", str(limit)]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "run",
+        "--pack",
+        "lexical",
+        "--target",
+        "scripted",
+        "--full",
+        "--limit",
+        str(limit),
+    ]
     out = folder / "run"
     env = os.environ | {"HARNESS_CACHE": str(folder / cache)}
     with (folder / "log").open("wb") as log:

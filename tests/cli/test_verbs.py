@@ -9,7 +9,7 @@ import pytest
 
 from harness.cli.main import execute
 
-SMALL = ("--target", "scripted", "--concept", "animal", "--concept", "food", "--limit", "3")
+SMALL = ("--pack", "lexical", "--target", "scripted", "--concept", "animal", "--concept", "food", "--limit", "3")
 
 
 @pytest.mark.parametrize("room", ["targets", "packs", "evals"])
