@@ -85,5 +85,5 @@ def test_a_real_model_from_an_installed_wheel(installed: Path, project: Path) ->
     done = harness(installed, project, "run", "--concept", "animal", "--limit", "2", "--out", "run", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert summary["primary"]["arm"] == "related"
+    assert summary["primary"]["arm"] == "high"
     assert (project / "run" / "report.html").is_file()

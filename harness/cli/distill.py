@@ -121,6 +121,7 @@ def _make_maps(sources: tuple[str, ...], maps: Path, options: DistillOptions) ->
     from harness.cli.map_catalogue import CatalogueOptions, catalogue
     from harness.cli.map_shared import SharedOptions, shared
     from harness.cli.map_topology import TopologyOptions, topology
+    from harness.whitebox.distilling.distill import PUBLISHED_ABOVE
 
     places = [Place(source=source, basis=options.basis, maps=maps) for source in sources]
     for place in places:
@@ -140,6 +141,7 @@ def _make_maps(sources: tuple[str, ...], maps: Path, options: DistillOptions) ->
                     source=place.source,
                     dictionary=_dictionaries(place, options),
                     glosses=place.folder("catalogue") / "glosses.safetensors",
+                    threshold=PUBLISHED_ABOVE,
                     out=place.folder("topology"),
                 )
             )

@@ -1,8 +1,9 @@
 """From maps of the sources to a probe pack: text that, if interference transfers, shifts a model's next word towards a concept.
 
 Reads what earlier stages left under one folder (`catalogue-<source>`, `topology-<source>`, and for two sources
-`shared-<a>-<b>`), at the sites whose dictionaries are good enough. With two sources `clean` takes shared pairs only; with one,
-that source's own pairs above the threshold of their site.
+`shared-<a>-<b>`), at the sites whose dictionaries are good enough. With one source `clean` takes its pairs above the
+threshold that the nulls set for their site; with two, shared pairs only, and those from the published 0.2 on: being shared
+is itself hardly chance.
 
 The pack has its own copy of each concept, without the sentences that are reserved for predictions, and `links.jsonl`: every
 pair that a probe's `provenance.links` names, with sources, sites, features, interference, similarity and words.
@@ -173,7 +174,7 @@ def _search(
             view = SiteWords(catalogue, site)
             views[source, str(site)] = view
             features = SiteFeatures(catalogue, site, view)
-            above = PUBLISHED_ABOVE if published else thresholds[str(site)]
+            above = thresholds[str(site)] if len(job.sources) == 1 and not published else PUBLISHED_ABOVE
             for concept, own in words.items():
                 links = features.links(
                     own, above=above, max_similarity=job.options.max_similarity, **({"speaks_of": 0.0} if published else {})
@@ -196,10 +197,10 @@ def _merge(known: dict[str, float], more: Mapping[str, float], threshold: float)
 
 
 def _thresholds(folder: Path) -> dict[str, float]:
-    """The cosine above which each site's pairs were kept."""
+    """The cosine above which both nulls expect hardly a pair, by site, whatever was kept."""
     read_manifest(folder, made_by="harness map topology")
-    table = pq.read_table(folder / "sites.parquet", columns=["site", "threshold"])
-    return dict(zip(table["site"].to_pylist(), table["threshold"].to_pylist(), strict=True))
+    rows = pq.read_table(folder / "sites.parquet", columns=["site", "threshold_isotropic", "threshold_matched"]).to_pylist()
+    return {row["site"]: max(row["threshold_isotropic"], row["threshold_matched"]) for row in rows}
 
 
 def _sets(

@@ -67,7 +67,7 @@ def write_maps(maps: Path, source: str) -> None:
     write_catalogue(maps / f"catalogue-{source}", source=source, sites={GOOD: good, WEAK: weak}, model={"folder": str(model)})
     folder = maps / f"topology-{source}"
     folder.mkdir()
-    rows = [{"site": str(site), "threshold": 0.3} for site in (GOOD, WEAK)]
+    rows = [{"site": str(site), "threshold_isotropic": 0.1, "threshold_matched": 0.3} for site in (GOOD, WEAK)]
     write_table(folder / "sites.parquet", pa.Table.from_pylist(rows))
     write_json(folder / "manifest.json", {"stage": "topology"})
 
