@@ -29,7 +29,7 @@ prompts_per_request = 4
 [targets.stub]
 model = "stub-model"
 """
-RUN = ("run", "--target", "stub", "--concept", "animal", "--limit", "2")
+RUN = ("run", "--pack", "lexical", "--target", "stub", "--concept", "animal", "--limit", "2")
 PLANNED = 2 * (1 + 4 * 2)
 
 

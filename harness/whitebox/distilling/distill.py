@@ -252,7 +252,7 @@ def _injections(
     after = dict(zip(order, order[1:] + order[:1], strict=True))
     drawn = {}
     for name in able:
-        taken = {*sets[name].high, *sets[name].own, *sets[name].related}
+        taken = {*sets[name].high, *sets[name].own, *sets[name].related, *sets[name].near}
         shuffled = [text for text in sets[after[name]].high if text not in taken] if len(able) > 1 else []
         drawn[name] = draw_injections(sets[name], shuffled, sizes, job.options.seed)
         note(f"{name}: {len(sets[name].high)} interfering words; arms {', '.join(drawn[name])}")

@@ -61,7 +61,8 @@ class Lexicon:
 class Sets:
     """What the arms of a concept may draw from. `high`: its strings with the strongest link each comes from, strongest first.
 
-    `rank`: how frequent each string is, 0 the most, by whatever list the strings come from.
+    `near`: strings near the concept in meaning, which no arm but `related` may hold. `rank`: how frequent each string is, 0 the
+    most, by whatever list the strings come from.
     """
 
     concept: str
@@ -71,6 +72,7 @@ class Sets:
     related: tuple[str, ...]
     far: tuple[str, ...]
     rank: Mapping[str, int]
+    near: frozenset[str] = frozenset()
 
 
 def clean_sets(
@@ -97,6 +99,7 @@ def clean_sets(
         related=related,
         far=tuple(w for w in rank if w not in taken),
         rank=rank,
+        near=frozenset(near),
     )
 
 
