@@ -33,7 +33,7 @@ def fails(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 2) -> str:
         (("run", "--target", "lama-70b"), "unknown target 'lama-70b'", "did you mean 'llama-70b'?"),
         (("run", "--eval", "transfr"), "unknown eval 'transfr'", "did you mean 'transfer'?"),
         (("run", "--pack", "lexicl"), "unknown pack 'lexicl'", "did you mean 'lexical'?"),
-        (("run", "--pack", "./nowhere"), "no pack at ./nowhere", "by name there are: lexical"),
+        (("run", "--pack", "./nowhere"), "no pack at ./nowhere", "by name there are: embedded"),
         (("run", "--concept", "anmal"), "'anmal'", "did you mean 'animal'?"),
         (("run", "--limit", "0"), "--limit 0: must be at least 1", ""),
         (("run", "--limit", "many"), "many", "harness --help"),
