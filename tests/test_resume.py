@@ -116,8 +116,15 @@ def test_a_real_model_that_is_killed_gives_the_same_trials_bit_for_bit(project: 
 
 def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_came_back(project: Path) -> None:
     slow_target(project)
-    argv = command("slow", project / "run", "--concept", "animal", "--limit", "16")
-    process = subprocess.Popen(argv, env=environment(project / "cache"), cwd=project, stderr=subprocess.PIPE, text=True)
+    argv = command("slow", project / "run", "--concept", "animal", "--limit", "8")
+    process = subprocess.Popen(
+        argv,
+        env=environment(project / "cache"),
+        cwd=project,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job would ignore it
+    )
     deadline = time.monotonic() + LONGEST_WAIT_S
     while not answers(project / "cache", "slow") and time.monotonic() < deadline:
         time.sleep(0.02)
