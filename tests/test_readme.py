@@ -11,7 +11,11 @@ import pytest
 from harness.cli.main import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ("evals", "reports/benchmarks"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "reports/benchmarks/embedded.md",
+    *(ROOT / room / "README.md" for room in ("evals", "reports/benchmarks")),
+]
 
 
 def commands(first_word: str) -> list[str]:
