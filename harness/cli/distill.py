@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -88,7 +90,8 @@ def distill(options: Annotated[DistillOptions, Parameter(name="*")]) -> int:
     if out.exists() and any(out.iterdir()):
         raise StorageError(f"{out}: exists and is not empty", hint="remove it, or name a new folder with --out")
     maps = (options.maps or reports_dir()).absolute()
-    _make_maps(sources, maps, options)
+    with redirect_stdout(sys.stderr):  # the stages' tables are not what this verb prints
+        _make_maps(sources, maps, options)
     job = Job(
         sources=sources,
         maps=maps,
