@@ -32,7 +32,7 @@ def trials(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Trials:
         for name, target in asked.items():
             out = tmp_path_factory.mktemp("runs") / name
             concepts = [word for concept in CONCEPTS for word in ("--concept", concept)]
-            assert execute(["run", *target, *concepts, "--limit", str(LIMIT), "--out", str(out)]) == 0
+            assert execute(["run", "--pack", "lexical", *target, *concepts, "--limit", str(LIMIT), "--out", str(out)]) == 0
             tables[name] = columns(out / "trials.parquet")
     return tables
 
