@@ -32,7 +32,7 @@ from harness.packs.templates import find_template
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Probe
 from harness.whitebox.distilling.injections import Sizes, balance, draw_injections
-from harness.whitebox.distilling.links import Link, SharedPairs, SiteFeatures, SiteWords
+from harness.whitebox.distilling.links import SPEAKS_OF, Link, SharedPairs, SiteFeatures, SiteWords
 from harness.whitebox.distilling.predicting import Predictor
 from harness.whitebox.distilling.token_sets import Construction, Lexicon, Sets, clean_sets, near_words, published_sets
 from harness.whitebox.features.catalogue import Catalogue
@@ -79,6 +79,16 @@ class Job:
     basis: str = "sae"
     options: Options = field(default_factory=Options)
 
+    @property
+    def published(self) -> bool:
+        """Whether the sets are made as published, each source's by itself."""
+        return self.options.construction != "clean"
+
+    @property
+    def shared_only(self) -> bool:
+        """Whether only pairs that two sources share count."""
+        return len(self.sources) == 2 and not self.published
+
 
 @dataclass(slots=True, kw_only=True)
 class Found:
@@ -124,7 +134,7 @@ def draft_pack(job: Job, name: str, note: Callable[[str], None]) -> Draft:
         maker="distill",
         seed=job.options.seed,
         probes=probes,
-        pools=_pools(sets, injections) if job.options.construction != "clean" else (),
+        pools=_pools(sets, injections) if job.published else (),
         parameters={
             **_parameters(job.options),
             "basis": job.basis,
@@ -165,24 +175,23 @@ def _search(
 ) -> dict[str, Found]:
     """What each concept finds, one site's features in memory at a time."""
     found = {concept: Found() for concept in words}
-    published = job.options.construction != "clean"
+    speaks_of = 0.0 if job.published else SPEAKS_OF
+    close = job.options.max_similarity
     views: dict[tuple[str, str], SiteWords] = {}
     for source, catalogue in catalogues.items():
-        folder = job.maps / map_name("topology", source, job.basis)
-        thresholds = _thresholds(folder)
+        thresholds = _thresholds(job.maps / map_name("topology", source, job.basis))
         for site in sites[source]:
             view = SiteWords(catalogue, site)
             views[source, str(site)] = view
             features = SiteFeatures(catalogue, site, view)
-            above = thresholds[str(site)] if len(job.sources) == 1 and not published else PUBLISHED_ABOVE
+            above = PUBLISHED_ABOVE if job.published or job.shared_only else thresholds[str(site)]
             for concept, own in words.items():
-                links = features.links(
-                    own, above=above, max_similarity=job.options.max_similarity, **({"speaks_of": 0.0} if published else {})
-                )
-                found[concept].links.setdefault(source, []).extend(links)
-                strongest = features.word_interference(own, max_similarity=job.options.max_similarity)
-                _merge(found[concept].interference, strongest, above)
-    if len(job.sources) == 2 and not published:
+                if not job.shared_only:
+                    links = features.links(own, above=above, max_similarity=close, speaks_of=speaks_of)
+                    found[concept].links.setdefault(source, []).extend(links)
+                if not job.published:
+                    _merge(found[concept].interference, features.word_interference(own, max_similarity=close), above)
+    if job.shared_only:
         a, b = job.sources
         shared = SharedPairs(read_shared(job.maps / map_name("shared", f"{a}-{b}", job.basis)), (a, b), views)
         for concept, own in words.items():
@@ -215,7 +224,7 @@ def _sets(
         words = _words(concept)
         lexicon = Lexicon.of(name, words, job.embed(sorted(words)))
         if construction == "clean":
-            links = found[name].links.get(SHARED if len(job.sources) == 2 else job.sources[0], [])
+            links = found[name].links.get(SHARED if job.shared_only else job.sources[0], [])
             sets[name] = clean_sets(lexicon, links, found[name].interference, listed, rank)
             continue
         sets[name] = published_sets(
@@ -360,8 +369,7 @@ def _pools(sets: Mapping[str, Sets], injections: Drawn) -> list[PoolRow]:
 
 
 def _claims(job: Job) -> str:
-    both = len(job.sources) == 2 and job.options.construction == "clean"
-    where = "pairs shared by both sources" if both else "pairs of the sources"
+    where = "pairs shared by both sources" if job.shared_only else "pairs of the sources"
     return (
         f"words of features that mean something else but interfere with the concept's ({where}) shift the next word towards it"
     )
@@ -388,7 +396,7 @@ def _sources(
             "sites": {str(site): catalogue.manifest["sites"][str(site)]["sha256"] for site in sites[source]},
             "sites_left_out": dict(left_out[source]),
         }
-    if len(job.sources) == 2 and job.options.construction == "clean":
+    if job.shared_only:
         a, b = job.sources
         folder = job.maps / map_name("shared", f"{a}-{b}", job.basis)
         manifest = read_manifest(folder, made_by="harness map shared")
