@@ -18,11 +18,17 @@ CLEAN = "clean"
 
 
 class Mode(StrEnum):
-    """How much of the next-token distribution an endpoint showed."""
+    """How much of the next-token distribution an endpoint showed, the most first."""
 
-    EXACT = "exact"
-    TOPK = "topk"
-    SAMPLED = "sampled"
+    EXACT = "exact"  # the lexicon's mass itself
+    TOPK = "topk"  # the likeliest tokens: the mass lies within bounds
+    AMPLIFIED = "amplified"  # draws with the lexicon's logits raised by a known bias
+    SAMPLED = "sampled"  # draws alone
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the numbers come from random draws, so that they carry sampling error of their own."""
+        return self in (Mode.AMPLIFIED, Mode.SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,10 +96,15 @@ class Lexicon:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Readout:
-    """What is read off each distribution: the `n_logprobs` likeliest tokens, and the mass of `lexicon`."""
+    """What is read off each distribution: the `n_logprobs` likeliest tokens, and the mass of `lexicon`.
+
+    `mode`: how, one that the endpoint is capable of; None: its best. `n_draws`: how many draws, in the modes that draw.
+    """
 
     lexicon: Lexicon
     n_logprobs: int
+    mode: Mode | None = None
+    n_draws: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,6 +115,9 @@ class Observation:
     (n) texts; the other of the two is empty: a text for each id would double the journal.
     `covered_mass`: probability of all tokens that were seen, in [0, 1]; `mass_low`, `mass_high`: bounds of the lexicon's
     mass. `error`: why there is no answer (then the lists are empty and the numbers None). `latency_s`: seconds it took.
+
+    In the modes that draw, `hits` of `n_draws` continuations fell into the lexicon while its logits were raised by `bias`
+    nats (0 in mode `sampled`), and `tokens` with `logprobs` are the distinct first words with the logs of their shares.
     """
 
     token_ids: Int32s | None = None
@@ -113,6 +127,9 @@ class Observation:
     mode: Mode | None = None
     mass_low: float | None = None
     mass_high: float | None = None
+    hits: int | None = None
+    n_draws: int | None = None
+    bias: float | None = None
     error: str | None = None
     attempts: int = 1
     latency_s: float = 0.0
@@ -120,13 +137,39 @@ class Observation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
-    """What an endpoint was found to do. `max_logprobs` None: no limit found."""
+    """What an endpoint was found to do. `max_logprobs` None: no limit found, 0: none are given.
+
+    `modes`: what is possible, the best first, `mode` its first. `chosen_ids`: how many ids of one's own choice a
+    request may ask the log-probabilities of. `bias_ids`: how many ids `logit_bias` takes. `findings`: what
+    `harness targets check` prints, the answer to each question by its name.
+    """
 
     token_ids: bool
     max_logprobs: int | None
     mode: Mode
     max_prompts_per_request: int
+    modes: tuple[Mode, ...] = ()
+    chosen_ids: int = 0
+    bias_ids: int = 0
+    findings: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def able(self) -> tuple[Mode, ...]:
+        """The modes that a run may take, the best first."""
+        return self.modes or (self.mode,)
+
+
+@dataclass(slots=True, kw_only=True)
+class Usage:
+    """What an endpoint was asked for, as far as its answers count it: requests sent, tokens read and written.
+
+    `told` is False as long as no answer has counted its tokens.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,8 @@ from typing import Any
 from harness.errors import UnknownNameError
 
 APIS: dict[str, str] = {
-    "completions": "harness.providers.completions:open_provider",
+    "chat": "harness.providers.http.opening:open_chat",
+    "completions": "harness.providers.http.opening:open_completions",
     "embedded": "harness.providers.embedded:open_provider",
     "scripted": "harness.providers.scripted:open_provider",
     "vllm": "harness.providers.vllm_offline:open_provider",

@@ -20,11 +20,14 @@ from harness.errors import StorageError
 from harness.paths import make_dir
 from harness.records import Mode, Observation, Prompt, Readout, TargetInfo
 
-_COLUMNS = "key, token_ids, tokens, logprobs, covered_mass, mode, mass_low, mass_high, error, attempts, latency_s"
+_COLUMNS = (
+    "key, token_ids, tokens, logprobs, covered_mass, mode, mass_low, mass_high, hits, n_draws, bias, error, attempts, latency_s"
+)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
     key BLOB PRIMARY KEY, token_ids BLOB, tokens TEXT, logprobs BLOB, covered_mass REAL, mode TEXT,
-    mass_low REAL, mass_high REAL, error TEXT, attempts INTEGER NOT NULL, latency_s REAL NOT NULL
+    mass_low REAL, mass_high REAL, hits INTEGER, n_draws INTEGER, bias REAL,
+    error TEXT, attempts INTEGER NOT NULL, latency_s REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rates (at TEXT PRIMARY KEY, prompts INTEGER NOT NULL, seconds REAL NOT NULL);
 """
@@ -35,7 +38,7 @@ class KeyMaker:
     """Makes journal keys for one target: 16 bytes of BLAKE2b over endpoint, model, revision, tokenizer, settings, what is
     read off, and the exact ids (or text) of the prompt.
 
-    Where the provider itself computes the lexicon's mass (mode `exact`), the lexicon's digest is part of the key.
+    Where the answer depends on the lexicon (every mode but `topk`, whose lists are read later), its digest is part of the key.
     """
 
     def __init__(self, info: TargetInfo) -> None:
@@ -47,12 +50,14 @@ class KeyMaker:
             "settings": dict(info.settings),
         }
         self._identity = json.dumps(identity, sort_keys=True, default=str).encode()
-        self._exact = info.capabilities.mode is Mode.EXACT
+        self._best = info.capabilities.mode
 
     def keys(self, prompts: Sequence[Prompt], readout: Readout) -> list[bytes]:
         """One key for each prompt, in order."""
         base = hashlib.blake2b(self._identity, digest_size=16)
-        base.update(f"|{readout.n_logprobs}|{readout.lexicon.digest if self._exact else ''}|".encode())
+        mode = readout.mode or self._best
+        lexicon = "" if mode is Mode.TOPK else f"{mode}|{readout.n_draws}|{readout.lexicon.digest}"
+        base.update(f"|{readout.n_logprobs}|{lexicon}|".encode())
         return [_key(base, prompt) for prompt in prompts]
 
 
@@ -77,6 +82,14 @@ class Journal:
             # A killed process loses nothing at NORMAL; only a power cut could take the last transactions, never the file.
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.executescript(_SCHEMA)
+            self._add_missing_columns()
+
+    def _add_missing_columns(self) -> None:
+        """Journals of an earlier version lack the columns of the modes that draw."""
+        have = {row[1] for row in self._db.execute("PRAGMA table_info(answers)")}
+        for column in ("hits INTEGER", "n_draws INTEGER", "bias REAL"):
+            if column.split()[0] not in have:
+                self._db.execute(f"ALTER TABLE answers ADD COLUMN {column}")
 
     def __enter__(self) -> Journal:
         return self
@@ -98,7 +111,7 @@ class Journal:
     def put(self, answers: Iterable[tuple[bytes, Observation]]) -> None:
         """Keep `answers` in one transaction; a later answer replaces an earlier failure of the same key, never an answer."""
         rows = [_to_row(key, observation) for key, observation in answers]
-        marks = ",".join("?" * 11)
+        marks = ",".join("?" * len(_COLUMNS.split(", ")))
         with self._errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -146,6 +159,9 @@ def _to_row(key: bytes, o: Observation) -> tuple[object, ...]:
         o.mode,
         o.mass_low,
         o.mass_high,
+        o.hits,
+        o.n_draws,
+        o.bias,
         o.error,
         o.attempts,
         o.latency_s,
@@ -153,7 +169,7 @@ def _to_row(key: bytes, o: Observation) -> tuple[object, ...]:
 
 
 def _from_row(row: tuple[object, ...]) -> Observation:
-    _, token_ids, tokens, logprobs, covered, mode, low, high, error, attempts, latency = row
+    _, token_ids, tokens, logprobs, covered, mode, low, high, hits, n_draws, bias, error, attempts, latency = row
     return Observation(
         token_ids=None if token_ids is None else np.frombuffer(token_ids, "<i4"),  # type: ignore[call-overload]
         tokens=tuple(json.loads(tokens)) if tokens else (),  # type: ignore[arg-type]
@@ -162,6 +178,9 @@ def _from_row(row: tuple[object, ...]) -> Observation:
         mode=None if mode is None else Mode(str(mode)),
         mass_low=low,  # type: ignore[arg-type]
         mass_high=high,  # type: ignore[arg-type]
+        hits=hits,  # type: ignore[arg-type]
+        n_draws=n_draws,  # type: ignore[arg-type]
+        bias=bias,  # type: ignore[arg-type]
         error=error,  # type: ignore[arg-type]
         attempts=attempts,  # type: ignore[arg-type]
         latency_s=latency,  # type: ignore[arg-type]

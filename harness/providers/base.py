@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from harness.providers.vocabulary import Vocabulary
-from harness.records import Observation, Prompt, Readout, TargetInfo
+from harness.records import Observation, Prompt, Readout, TargetInfo, Usage
 
 
 class Provider(Protocol):
@@ -17,10 +17,12 @@ class Provider(Protocol):
 
     `info` says who answers and what it can do; it was found out by asking when the provider was opened.
     `vocabulary` is None where the target's tokenizer is not known. The runner keeps at most `concurrency` calls of
-    `observe` under way and hands each at most `batch_size` prompts; prompts of one `group` come together.
+    `observe` under way and hands each at most `batch_size` prompts; prompts of one `group` come together. `usage` counts what
+    was asked of an endpoint that bills; None where nothing is billed.
     """
 
     info: TargetInfo
+    usage: Usage | None
     vocabulary: Vocabulary | None
     batch_size: int
     concurrency: int

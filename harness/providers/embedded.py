@@ -21,7 +21,7 @@ from harness.errors import MissingExtraError, UsageError
 from harness.providers import weights
 from harness.providers.targets import OpenOptions, TargetSpec
 from harness.providers.vocabulary import Vocabulary
-from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo
+from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo, Usage
 
 if TYPE_CHECKING:
     from harness.providers.engine import PrefixEngine
@@ -41,6 +41,7 @@ class EmbeddedProvider:
 
     batch_size = BATCH_SIZE
     concurrency = 1
+    usage: Usage | None = None
 
     def __init__(self, engine: PrefixEngine, vocabulary: Vocabulary, info: TargetInfo) -> None:
         self.info = info

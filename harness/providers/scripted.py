@@ -16,7 +16,7 @@ from harness.errors import UsageError
 from harness.packs.concepts import concept_names, find_concept
 from harness.providers.targets import OpenOptions, TargetSpec
 from harness.providers.vocabulary import Vocabulary
-from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo
+from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo, Usage
 
 Script = Callable[[Prompt], Mapping[str, float]]
 """A prompt to the probabilities of tokens (text to probability; what is missing to 1 lies on tokens not shown)."""
@@ -27,6 +27,8 @@ class ScriptedProvider:
 
     `max_logprobs` cuts the lists as an endpoint would; `delay_s` is waited before each batch.
     """
+
+    usage: Usage | None = None
 
     def __init__(
         self,

@@ -45,15 +45,61 @@ class Serve(Strict):
     memory_gb: PositiveFloat | None = None
 
 
+class Prices(Strict):
+    """US dollars for a million tokens. `batch_share`: what a batch job costs of that."""
+
+    input_per_million: float = Field(default=0.0, ge=0)
+    output_per_million: float = Field(default=0.0, ge=0)
+    batch_share: float = Field(default=0.5, ge=0, le=1)
+
+
+class Chat(Strict):
+    """How a prompt becomes a conversation whose answer goes on with it.
+
+    `prefill`: how the endpoint is told to continue a last assistant message, which then is the prompt: `continue_final_message`
+    (vLLM, SGLang: two fields of the request), `assistant` (the message alone says it), `none` (it cannot: `instruction`, with
+    the prompt at `{text}`, asks for the continuation). `opening` is what the user says before a prefilled answer. `system` may
+    be empty. `max_tokens_key`: what the endpoint calls the longest answer.
+    """
+
+    prefill: Literal["continue_final_message", "assistant", "none"] = "none"
+    system: str = ""
+    opening: str = "Continue the text."
+    instruction: str = (
+        "Continue the text between the marks with the word that comes next. Answer with that word alone."
+        "\n<text>\n{text}\n</text>"
+    )
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+
+class Claims(Strict):
+    """What an endpoint is said to do; the capability probe checks each claim. None: nothing is said, the probe finds out.
+
+    `logprobs`: how many likeliest tokens a request may list, 0 for none. `chosen_ids`, `bias_ids`: how many token ids
+    `logprob_token_ids` and `logit_bias` take, 0 for none. `temperature`: whether a temperature may be set.
+    """
+
+    token_ids: bool | None = None
+    logprobs: int | None = Field(default=None, ge=0)
+    chosen_ids: int | None = Field(default=None, ge=0)
+    prompts_per_request: PositiveInt | None = None
+    draws_per_request: PositiveInt | None = None
+    bias_ids: int | None = Field(default=None, ge=0)
+    temperature: bool | None = None
+
+
 class Target(Strict):
     """A model behind an endpoint.
 
-    `model`: the name the endpoint knows it by. `tokenizer`: a folder with tokenizer.json or a model on a hub; `weights`: an
-    embedded target's name, whose unpacked copy gives model and tokenizer. Without either, prompts go as text.
-    `options` are the api's own settings.
+    `model`: the name the endpoint knows it by; `answers_as`: other names under which its answers may come (a dated version of
+    `model` needs none). `tokenizer`: a folder with tokenizer.json or a model on a hub; `weights`: an embedded target's name,
+    whose unpacked copy gives model and tokenizer. Without either, prompts go as text. `api`, `chat`, `claims`, `prices`:
+    instead of the endpoint's. `body`: keys added to every request. `options` are the api's own settings.
     """
 
     model: str = Field(min_length=1)
+    api: str | None = None
+    answers_as: tuple[str, ...] = ()
     revision: str | None = None
     description: str = ""
     tokenizer: str | None = None
@@ -61,34 +107,47 @@ class Target(Strict):
     dtype: Dtype = "bfloat16"
     package: Package | None = None
     serve: Serve | None = None
+    chat: Chat | None = None
+    claims: Claims | None = None
+    prices: Prices | None = None
+    body: dict[str, Any] = Field(default_factory=dict)
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Limits(Strict):
-    """How hard an endpoint may be asked. `timeout_s` is for one request; `attempts` counts the first one."""
+    """How hard an endpoint may be asked. `timeout_s` is for one request; `attempts` counts the first one.
+
+    `concurrency`: the most requests under way at once; fewer where the endpoint pushes back. `requests_per_minute` and
+    `tokens_per_minute` are kept to where they are given.
+    """
 
     concurrency: PositiveInt = 8
+    requests_per_minute: PositiveFloat | None = None
+    tokens_per_minute: PositiveFloat | None = None
     prompts_per_request: PositiveInt = 32
     timeout_s: PositiveFloat = 120.0
     attempts: PositiveInt = 4
     max_logprobs: PositiveInt | None = None
 
 
-class Prices(Strict):
-    """US dollars for a million tokens."""
-
-    input_per_million: float = 0.0
-    output_per_million: float = 0.0
-
-
 class Endpoint(Strict):
-    """One TOML of the room. `key_env` and `base_url_env` are NAMES of environment variables, never values."""
+    """One TOML of the room. `key_env` and `base_url_env` are NAMES of environment variables, never values.
+
+    `auth`: the header that carries the key (`bearer`: Authorization). `headers` and `query` go with every request; they are
+    printed and stored, so no secret belongs there. `body`: keys added to every request, such as a router's pinned provider.
+    """
 
     api: str
     description: str = ""
     base_url: str | None = None
     base_url_env: str | None = None
     key_env: str | None = None
+    auth: Literal["bearer", "api-key", "x-api-key"] = "bearer"
+    headers: dict[str, str] = Field(default_factory=dict)
+    query: dict[str, str] = Field(default_factory=dict)
+    body: dict[str, Any] = Field(default_factory=dict)
+    chat: Chat = Chat()
+    claims: Claims = Claims()
     limits: Limits = Limits()
     prices: Prices = Prices()
     targets: dict[str, Target] = Field(min_length=1)
@@ -103,6 +162,26 @@ class TargetSpec:
     endpoint_name: str
     endpoint: Endpoint
     found: paths.Found
+
+    @property
+    def api(self) -> str:
+        """The api that answers for this target."""
+        return self.target.api or self.endpoint.api
+
+    @property
+    def chat(self) -> Chat:
+        """How its prompts become conversations."""
+        return self.target.chat or self.endpoint.chat
+
+    @property
+    def claims(self) -> Claims:
+        """What it is said to do."""
+        return self.target.claims or self.endpoint.claims
+
+    @property
+    def prices(self) -> Prices:
+        """What its tokens cost."""
+        return self.target.prices or self.endpoint.prices
 
     def unpacked(self) -> Path | None:
         """Where the target's weights and tokenizer lie once fetched; None where no package carries them."""
@@ -147,6 +226,6 @@ def find_target(name: str) -> TargetSpec:
 
 async def open_target(spec: TargetSpec, options: OpenOptions) -> Provider:
     """Open the provider that answers for `spec`; raises what its api raises (MissingExtraError, UnreachableError, ...)."""
-    opener = load_api(spec.endpoint.api)
+    opener = load_api(spec.api)
     provider: Provider = await opener(spec, options)
     return provider

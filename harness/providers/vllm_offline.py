@@ -11,17 +11,19 @@ from importlib.util import find_spec
 from typing import Any
 
 from harness.errors import EndpointError, MissingExtraError, UnreachableError, UsageError
-from harness.providers.completions_wire import BadAnswerError, ranked_ids
 from harness.providers.targets import Dtype, OpenOptions, TargetSpec
 from harness.providers.vllm_command import engine_flags, missing_weights, model_source
 from harness.providers.vocabulary import Vocabulary
-from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo
+from harness.providers.wire.base import BadAnswerError
+from harness.providers.wire.lists import ranked_ids
+from harness.records import Capabilities, Mode, Observation, Prompt, Readout, TargetInfo, Usage
 
 
 class OfflineProvider:
     """Next-token distributions from an engine of our own; `engine` is a `vllm.LLM`, which serves one caller at a time."""
 
     concurrency = 1
+    usage: Usage | None = None
 
     def __init__(self, engine: Any, info: TargetInfo, vocabulary: Vocabulary) -> None:
         self.info = info

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from harness import paths
-from harness.providers.completions import CompletionsProvider, open_provider
+from harness.providers.http.opening import open_completions as open_provider
+from harness.providers.http.provider import HttpProvider
 from harness.providers.targets import OpenOptions
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Lexicon, Mode, Observation, Prompt, Readout
@@ -133,8 +134,8 @@ def test_the_server_is_found_to_take_ids_in_batches_and_to_list_a_thousand(vllm_
     assert provider.info.settings["fingerprint"].startswith("vllm-")
 
 
-def observed(url: str, *, ids: bool) -> tuple[CompletionsProvider, list[Observation]]:
-    async def body() -> tuple[CompletionsProvider, list[Observation]]:
+def observed(url: str, *, ids: bool) -> tuple[HttpProvider, list[Observation]]:
+    async def body() -> tuple[HttpProvider, list[Observation]]:
         provider = await open_provider(at_address(present_target("smollm2-135m-vllm"), url), OpenOptions())
         try:
             assert provider.vocabulary is not None

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-from harness.providers import completions_wire as wire
 from harness.providers.vocabulary import Vocabulary
+from harness.providers.wire import completions as wire
+from harness.providers.wire.base import BadAnswerError, Question, read_text
 from harness.records import Mode, Observation
 
 VOCABULARY = Vocabulary(Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0")))
@@ -31,6 +32,13 @@ RECORDED = """
 """
 
 
+ask = wire.Completions().request
+
+
+def read(answer: object, n_prompts: int, n_logprobs: int, vocabulary: Vocabulary | None) -> list[Observation]:
+    return wire.Completions().lists(answer, n_prompts, Question(n_logprobs=n_logprobs, vocabulary=vocabulary))
+
+
 def answer(*lists: dict[str, Any], sampled: str | None = None) -> dict[str, Any]:
     """An answer with one choice for each list; the first entry was sampled unless `sampled` says otherwise."""
     return {
@@ -42,7 +50,7 @@ def answer(*lists: dict[str, Any], sampled: str | None = None) -> dict[str, Any]
 
 
 def read_one(top: dict[str, Any], *, k: int = 5, sampled: str | None = None, names: Any = VOCABULARY) -> Observation:
-    (observation,) = wire.read_completion(answer(top, sampled=sampled), 1, k, names)
+    (observation,) = read(answer(top, sampled=sampled), 1, k, names)
     return observation
 
 
@@ -52,7 +60,7 @@ def ids_of(observation: Observation) -> list[int]:
 
 
 def test_a_request_holds_what_the_endpoint_needs_and_nothing_else() -> None:
-    assert wire.completion_request("m", [[1, 2], [3]], 30, token_id_keys=True) == {
+    assert ask("m", [[1, 2], [3]], Question(n_logprobs=30, vocabulary=VOCABULARY)) == {
         "model": "m",
         "prompt": [[1, 2], [3]],
         "max_tokens": 1,
@@ -60,7 +68,7 @@ def test_a_request_holds_what_the_endpoint_needs_and_nothing_else() -> None:
         "logprobs": 30,
         "return_tokens_as_token_ids": True,
     }
-    assert wire.completion_request("m", ["<s>a", "<s>b"], 5, has_bos=True) == {
+    assert ask("m", ["<s>a", "<s>b"], Question(n_logprobs=5, has_bos=True)) == {
         "model": "m",
         "prompt": ["<s>a", "<s>b"],
         "max_tokens": 1,
@@ -71,12 +79,12 @@ def test_a_request_holds_what_the_endpoint_needs_and_nothing_else() -> None:
 
 
 def test_a_lone_prompt_is_sent_bare() -> None:
-    assert wire.completion_request("m", ["a"], 5)["prompt"] == "a"
-    assert json.loads(json.dumps(wire.completion_request("m", [(1, 2)], 5)))["prompt"] == [1, 2]
+    assert ask("m", ["a"], Question(n_logprobs=5))["prompt"] == "a"
+    assert json.loads(json.dumps(ask("m", [(1, 2)], Question(n_logprobs=5))))["prompt"] == [1, 2]
 
 
 def test_a_recorded_answer_is_read_by_index() -> None:
-    first, second = wire.read_completion(json.loads(RECORDED), 2, 3, VOCABULARY)
+    first, second = read(json.loads(RECORDED), 2, 3, VOCABULARY)
     assert first.token_ids is not None
     assert first.token_ids.dtype == np.int32
     assert first.logprobs.dtype == np.float32
@@ -87,7 +95,7 @@ def test_a_recorded_answer_is_read_by_index() -> None:
     assert first.mode is Mode.TOPK
     assert (first.mass_low, first.mass_high, first.error) == (None, None, None)
     assert ids_of(second) == [7, 2, 31]
-    assert wire.read_text(json.loads(RECORDED), "system_fingerprint") == "vllm-0.32.0-1a2b3c4d"
+    assert read_text(json.loads(RECORDED), "system_fingerprint") == "vllm-0.32.0-1a2b3c4d"
 
 
 @given(
@@ -169,7 +177,7 @@ def test_rounding_above_one_is_taken_for_one() -> None:
 )
 def test_a_wrong_list_fails_its_own_prompt_only(top: dict[str, Any], words: str) -> None:
     good = {"token_id:1": -1.0}
-    before, failed, after = wire.read_completion(answer(good, top, good), 3, 5, VOCABULARY)
+    before, failed, after = read(answer(good, top, good), 3, 5, VOCABULARY)
     assert failed.error is not None
     assert failed.error.startswith("bad answer: ")
     assert words in failed.error
@@ -181,7 +189,7 @@ def test_a_wrong_list_fails_its_own_prompt_only(top: dict[str, Any], words: str)
     "choice", [{}, {"logprobs": None}, {"logprobs": {"top_logprobs": []}}, {"logprobs": {"top_logprobs": [None]}}]
 )
 def test_a_choice_without_log_probabilities_is_an_error(choice: dict[str, Any]) -> None:
-    (observation,) = wire.read_completion({"choices": [choice]}, 1, 5, VOCABULARY)
+    (observation,) = read({"choices": [choice]}, 1, 5, VOCABULARY)
     assert observation.error == "bad answer: no log-probabilities"
 
 
@@ -198,14 +206,14 @@ def test_a_choice_without_log_probabilities_is_an_error(choice: dict[str, Any]) 
     ],
 )
 def test_choices_that_cannot_be_told_apart_fail_the_answer(data: Any, words: str) -> None:
-    with pytest.raises(wire.BadAnswerError, match=words):
-        wire.read_completion(data, 2, 5, VOCABULARY)
+    with pytest.raises(BadAnswerError, match=words):
+        read(data, 2, 5, VOCABULARY)
 
 
 def test_served_models_are_read_with_what_they_were_loaded_from() -> None:
     data = {"data": [{"id": "a", "root": "/w/a"}, {"id": "b"}, {"id": 3}, "c"]}
     assert wire.read_models(data) == {"a": "/w/a", "b": None}
-    with pytest.raises(wire.BadAnswerError):
+    with pytest.raises(BadAnswerError):
         wire.read_models({"models": []})
 
 

@@ -15,13 +15,14 @@ import pytest
 
 from harness import paths
 from harness.errors import CapabilityError, EndpointError, HarnessError, UnreachableError, UsageError
-from harness.providers import completions
-from harness.providers.completions import CompletionsProvider, open_provider
+from harness.providers.http import opening
+from harness.providers.http.opening import open_completions as open_provider
+from harness.providers.http.provider import HttpProvider
+from harness.providers.http.transport import Transport
 from harness.providers.targets import Endpoint, OpenOptions, TargetSpec
-from harness.providers.transport import Transport
 from harness.records import Lexicon, Mode, Observation, Prompt, Readout
 
-from .stub_server import (
+from ..stub_server import (
     N_VOCAB,
     WORDS,
     Fault,
@@ -52,7 +53,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
-    monkeypatch.setattr(completions, "Transport", partial(Transport, sleep=sleep))
+    monkeypatch.setattr(opening, "Transport", partial(Transport, sleep=sleep))
     return slept
 
 
@@ -105,10 +106,10 @@ def ask(
     fault: Fault | None = None,
     readout: Readout = READOUT,
     **kwargs: Any,
-) -> tuple[list[Observation], CompletionsProvider]:
+) -> tuple[list[Observation], HttpProvider]:
     """Open against the healthy stub, then observe with `fault` in place; `requests` holds those of observe only."""
 
-    async def body() -> tuple[list[Observation], CompletionsProvider]:
+    async def body() -> tuple[list[Observation], HttpProvider]:
         async with stub.running():
             provider = await open_provider(spec(stub.base_url, **kwargs), OpenOptions())
             stub.requests.clear()
@@ -121,8 +122,8 @@ def ask(
     return asyncio.run(body())
 
 
-def open_only(stub: StubServer, *, options: OpenOptions | None = None, **kwargs: Any) -> CompletionsProvider:
-    async def body() -> CompletionsProvider:
+def open_only(stub: StubServer, *, options: OpenOptions | None = None, **kwargs: Any) -> HttpProvider:
+    async def body() -> HttpProvider:
         async with stub.running():
             provider = await open_provider(spec(stub.base_url, **kwargs), options or OpenOptions())
             await provider.aclose()
@@ -171,7 +172,7 @@ def test_an_endpoint_like_vllm_is_asked_with_ids_in_batches(tokenizer_file: str)
         "served_from": "/weights/stub-model",
         "fingerprint": "fp-1",
     }
-    assert len(stub.requests) == 4
+    assert len(stub.requests) == 5
 
 
 def test_a_fingerprint_is_recorded_only_where_it_stands_still() -> None:

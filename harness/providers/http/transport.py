@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 
-from harness.providers.targets import Limits
+from harness.providers.targets import Endpoint
 
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429})
 _LONGEST_WAIT_S = 60.0
@@ -72,16 +72,18 @@ class Answer:
 
 
 class Transport:
-    """One session to one endpoint. `key` goes out as a bearer token and nowhere else."""
+    """One session to one endpoint. `key` goes out in the header that the endpoint declares, and nowhere else."""
 
     def __init__(
-        self, limits: Limits, key: str | None = None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self, endpoint: Endpoint, key: str | None = None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
+        limits = endpoint.limits
         self._limits = limits
         self._key = key
         self._sleep = sleep
+        self._query = endpoint.query
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={**endpoint.headers, **_credentials(endpoint, key)},
             connector=aiohttp.TCPConnector(limit=limits.concurrency),
             timeout=aiohttp.ClientTimeout(total=limits.timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -135,7 +137,9 @@ class Transport:
     async def _attempt(self, method: str, url: str, data: bytes | None) -> Any:
         headers = {"Content-Type": "application/json"} if data is not None else None
         with self._mapped():
-            async with self._session.request(method, url, data=data, headers=headers, allow_redirects=False) as response:
+            async with self._session.request(
+                method, url, data=data, headers=headers, params=self._query or None, allow_redirects=False
+            ) as response:
                 body = await _read_body(response)
         if response.status >= 300:
             raise self._refusal(response, body)
@@ -172,6 +176,13 @@ class Transport:
         except (aiohttp.ClientError, OSError) as exc:
             reason = self.clean(f"the connection broke: {exc or type(exc).__name__}")
             raise RequestFailedError(Failure.BROKEN, reason) from exc
+
+
+def _credentials(endpoint: Endpoint, key: str | None) -> dict[str, str]:
+    """The header that carries the key."""
+    if not key:
+        return {}
+    return {"Authorization": f"Bearer {key}"} if endpoint.auth == "bearer" else {endpoint.auth: key}
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

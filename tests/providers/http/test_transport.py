@@ -12,13 +12,17 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from harness.providers import transport as transport_module
-from harness.providers.targets import Limits
-from harness.providers.transport import Answer, Failure, RequestFailedError, Transport
+from harness.providers.http import transport as transport_module
+from harness.providers.http.transport import Answer, Failure, RequestFailedError, Transport
+from harness.providers.targets import Endpoint, Limits, Target
 
-from .stub_server import StubServer, drop, first, hang, raw, refusal, status
+from ..stub_server import StubServer, drop, first, hang, raw, refusal, status
 
 KEY = "sk-canary-0123456789"
+
+
+def endpoint(limits: Limits) -> Endpoint:
+    return Endpoint(api="completions", limits=limits, targets={"t": Target(model="m")})
 
 
 def send(
@@ -32,7 +36,7 @@ def send(
 
     async def post() -> Answer | RequestFailedError:
         async with stub.running():
-            transport = Transport(Limits(attempts=attempts, timeout_s=timeout_s), key, sleep=sleep)
+            transport = Transport(endpoint(Limits(attempts=attempts, timeout_s=timeout_s)), key, sleep=sleep)
             try:
                 body = {"prompt": "w1", "logprobs": 3, "model": "stub-model"}
                 return await transport.post(f"{stub.base_url}/completions", body)
@@ -160,7 +164,7 @@ def test_nobody_listening_is_retried_when_sending_and_final_when_looking() -> No
         async def sleep(seconds: float) -> None:
             waits.append(seconds)
 
-        transport = Transport(Limits(attempts=3), sleep=sleep)
+        transport = Transport(endpoint(Limits(attempts=3)), sleep=sleep)
         url = f"http://127.0.0.1:{closed_port()}/v1"
         with pytest.raises(RequestFailedError) as looked:
             await transport.get(url)

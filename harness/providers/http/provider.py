@@ -1,0 +1,172 @@
+"""A target behind an endpoint: batches of prompts to requests, answers to observations, in the mode that is asked for.
+
+Takes a batch apart where one prompt sinks the rest. The wire formats are `wire`'s, the sending `line`'s and `transport`'s,
+what the endpoint can do `probe`'s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.providers.http.drawing import Drawer
+from harness.providers.http.line import Line
+from harness.providers.http.transport import Failure, RequestFailedError
+from harness.providers.targets import TargetSpec
+from harness.providers.vocabulary import Vocabulary
+from harness.providers.wire.base import Question, TextOrIds
+from harness.records import Lexicon, Mode, Observation, Prompt, Readout, TargetInfo, Usage
+
+_CONTENT_STATUSES = frozenset({400, 413, 422, 500})
+"""Refusals that may be about what a request holds; others (404, 429, 503, ...) are about the endpoint."""
+
+_BOS_TEXTS = ("<|begin_of_text|>", "<bos>", "<s>")
+"""How common tokenizers spell the token that starts a text, for when the tokenizer itself is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Prompts that fit into one request, and their places among those that were asked for."""
+
+    places: Sequence[int]
+    prompts: Sequence[TextOrIds]
+    has_bos: bool
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half."""
+        middle = len(self.places) // 2
+        return (
+            replace(self, places=self.places[:middle], prompts=self.prompts[:middle]),
+            replace(self, places=self.places[middle:], prompts=self.prompts[middle:]),
+        )
+
+
+class HttpProvider:
+    """Next-token distributions over HTTP, as far as the endpoint shows them.
+
+    `names`: the vocabulary whose ids name the listed tokens, None where they come as text.
+    """
+
+    def __init__(
+        self, spec: TargetSpec, line: Line, info: TargetInfo, *, vocabulary: Vocabulary | None, names: Vocabulary | None
+    ) -> None:
+        self.info = info
+        self.vocabulary = vocabulary
+        self.usage: Usage | None = line.usage
+        self.batch_size = info.capabilities.max_prompts_per_request
+        self.concurrency = spec.endpoint.limits.concurrency
+        self._attempts = spec.endpoint.limits.attempts
+        self._line = line
+        self._names = names
+        self._bos_texts = _bos_texts(vocabulary)
+        self._drawer = Drawer(spec, line, info.capabilities)
+
+    async def observe(self, prompts: Sequence[Prompt], readout: Readout) -> list[Observation]:
+        """One observation for each prompt, in order; those that failed carry their error."""
+        mode = readout.mode or self.info.capabilities.mode
+        if mode.drawn:
+            return await self._drawer.observe([self._sent(prompt) for prompt in prompts], readout, mode)
+        limit = self.info.capabilities.max_logprobs
+        question = Question(n_logprobs=min(readout.n_logprobs, limit) if limit else readout.n_logprobs, vocabulary=self._names)
+        found: dict[int, Observation] = {}
+        for batch in self._batches(prompts):
+            seen = await self._ask(batch, replace(question, has_bos=batch.has_bos))
+            if mode is Mode.EXACT:
+                seen = await self._with_mass(batch, seen, readout.lexicon)
+            found.update(zip(batch.places, seen, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._line.transport.aclose()
+
+    def _sent(self, prompt: Prompt) -> TextOrIds:
+        """The prompt as it is sent: its ids where the endpoint takes ids."""
+        ids = prompt.token_ids if self.info.capabilities.token_ids else None
+        return prompt.text if ids is None else ids
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[Batch]:
+        """The prompts in requests: ids and texts apart, and texts with a BOS of their own apart from those without."""
+        kinds: dict[tuple[bool, bool], list[int]] = {}
+        sent = [self._sent(prompt) for prompt in prompts]
+        for place, one in enumerate(sent):
+            has_bos = isinstance(one, str) and one.startswith(self._bos_texts)
+            kinds.setdefault((isinstance(one, str), has_bos), []).append(place)
+        for (_, has_bos), places in kinds.items():
+            for start in range(0, len(places), self.batch_size):
+                chosen = places[start : start + self.batch_size]
+                yield Batch(places=chosen, prompts=[sent[place] for place in chosen], has_bos=has_bos)
+
+    async def _with_mass(self, batch: Batch, seen: list[Observation], lexicon: Lexicon) -> list[Observation]:
+        """`seen` with the lexicon's mass, from its ids' own log-probabilities: requests that read the server's prefix cache."""
+        ids = [] if lexicon.token_ids is None else lexicon.token_ids.tolist()
+        size = self.info.capabilities.chosen_ids
+        mass = np.zeros(len(seen))
+        for start in range(0, len(ids), size):
+            wanted = tuple(ids[start : start + size])
+            part = await self._ask(batch, Question(wanted=wanted, vocabulary=self._names, has_bos=batch.has_bos))
+            seen = [_both(one, other) for one, other in zip(seen, part, strict=True)]
+            mass += [np.exp(one.logprobs.astype(np.float64)).sum() for one in part]
+        return [
+            one if one.error else replace(one, mode=Mode.EXACT, mass_low=float(m), mass_high=float(m))
+            for one, m in zip(seen, np.minimum(mass, 1.0), strict=True)
+        ]
+
+    async def _ask(
+        self, batch: Batch, question: Question, *, before: int = 0, attempts: int | None = None
+    ) -> list[Observation]:
+        """The batch's observations; `before` counts the attempts that were made with these prompts in larger batches."""
+        start = time.perf_counter()
+        try:
+            observations, answer = await self._line.ask(batch.prompts, question, attempts=attempts)
+        except RequestFailedError as exc:
+            before += exc.attempts
+            if len(batch.places) > 1 and _may_be_one_prompts_fault(exc):
+                # Retries were spent on the whole; each part is asked once more, or a dead endpoint would cost hours.
+                attempts = 1 if exc.attempts >= self._attempts else attempts
+                return [
+                    observation
+                    for half in batch.halves()
+                    for observation in await self._ask(half, question, before=before, attempts=attempts)
+                ]
+            failed = Observation(error=exc.reason, attempts=before, latency_s=time.perf_counter() - start)
+            return [failed] * len(batch.places)
+        latency_s = time.perf_counter() - start
+        return [
+            replace(
+                observation,
+                error=observation.error and self._line.transport.clean(observation.error),
+                attempts=before + answer.attempts,
+                latency_s=latency_s,
+            )
+            for observation in observations
+        ]
+
+
+def is_refusal(exc: RequestFailedError) -> bool:
+    """The endpoint answered, and says no to this request (not: to us, or to everyone)."""
+    return exc.failure is Failure.UNUSABLE or exc.status in _CONTENT_STATUSES
+
+
+def _may_be_one_prompts_fault(exc: RequestFailedError) -> bool:
+    return is_refusal(exc) or exc.failure in (Failure.UNREADABLE, Failure.BROKEN)
+
+
+def _both(one: Observation, other: Observation) -> Observation:
+    """`one`, failed if `other` did, with the time and the attempts of both."""
+    return replace(
+        Observation(error=one.error or other.error) if one.error or other.error else one,
+        attempts=max(one.attempts, other.attempts),
+        latency_s=one.latency_s + other.latency_s,
+    )
+
+
+def _bos_texts(vocabulary: Vocabulary | None) -> tuple[str, ...]:
+    """What a text starts with when it holds its BOS already; nothing where the tokenizer adds none."""
+    if vocabulary is None:
+        return _BOS_TEXTS
+    added = vocabulary.encode([""])[0]
+    return ("".join(vocabulary.text(token_id) for token_id in added),) if added else ()

@@ -1,0 +1,130 @@
+"""The completions wire format, vLLM's extensions included: token ids as prompts, chosen ids, tokens named by id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.providers.wire.base import BadAnswerError, Question, TextOrIds, choices_of
+from harness.providers.wire.lists import ranked_ids, ranked_texts
+from harness.records import Observation
+
+TOKEN_ID_PREFIX = "token_id:"
+
+_TOKEN_ID_NAMES = re.compile(rf"{TOKEN_ID_PREFIX}[0-9]{{1,12}}(?:,{TOKEN_ID_PREFIX}[0-9]{{1,12}})*")
+_STATED_LIMIT = re.compile(r"max(?:imum)? allowed:?\s*(\d+)", re.IGNORECASE)
+
+
+class Completions:
+    """`POST /completions`."""
+
+    path = "/completions"
+    takes_many = True
+    takes_draws = True
+
+    def request(self, model: str, prompts: Sequence[TextOrIds], question: Question) -> dict[str, Any]:
+        """The body that puts `question` to each prompt (texts or token ids, not both)."""
+        body: dict[str, Any] = {
+            "model": model,
+            # A lone prompt goes bare: endpoints that refuse lists of prompts take it too.
+            "prompt": prompts[0] if len(prompts) == 1 else list(prompts),
+            "max_tokens": question.max_tokens,
+        }
+        if question.n_draws:
+            body["n"] = question.n_draws
+        else:
+            body["logprobs"] = 1 if question.wanted else question.n_logprobs
+        if question.wanted:
+            body["logprob_token_ids"] = list(question.wanted)
+        if question.vocabulary is not None and not question.n_draws:
+            body["return_tokens_as_token_ids"] = True
+        return body | shared_keys(question)
+
+    def lists(self, answer: object, n_prompts: int, question: Question) -> list[Observation]:
+        """One observation for each prompt of the request, in order.
+
+        With a vocabulary the answer must name tokens by id, without one they are texts.
+        """
+        observations = []
+        for choice in choices_of(answer, n_prompts):
+            try:
+                observations.append(_read_choice(choice, question))
+            except BadAnswerError as exc:
+                observations.append(Observation(error=f"bad answer: {exc}"))
+        return observations
+
+    def draws(self, answer: object, n_prompts: int, question: Question) -> list[list[str]]:
+        """The drawn continuations of each prompt: the choices of one prompt stand together."""
+        texts = [choice.get("text") for choice in choices_of(answer, n_prompts * question.n_draws)]
+        if not all(isinstance(text, str) for text in texts):
+            raise BadAnswerError("a choice without text")
+        return [texts[start : start + question.n_draws] for start in range(0, len(texts), question.n_draws)]  # type: ignore[misc]
+
+
+def shared_keys(question: Question) -> dict[str, Any]:
+    """The keys that completions and chat spell alike, where the question needs them."""
+    body: dict[str, Any] = {}
+    if question.temperature is not None:
+        body["temperature"] = question.temperature
+    if question.bias:
+        body["logit_bias"] = {str(token_id): value for token_id, value in question.bias.items()}
+    if question.has_bos:
+        body["add_special_tokens"] = False
+    return body
+
+
+def read_list(names: list[str], logprobs: list[object], sampled: str | None, question: Question) -> Observation:
+    """The observation of a listed distribution whose tokens are named as `question` asked."""
+    if question.vocabulary is None:
+        return ranked_texts(names, logprobs, sampled, question.n_logprobs)
+    ids = token_ids(names)
+    if question.wanted:
+        return _wanted_only(ids, logprobs, question)
+    sampled_id = None if sampled is None else token_ids([sampled])[0]
+    return ranked_ids(ids, logprobs, sampled_id, question.n_logprobs, len(question.vocabulary))
+
+
+def _wanted_only(ids: list[int], logprobs: list[object], question: Question) -> Observation:
+    """The wanted ids alone: the server adds the sampled token to them."""
+    wanted = set(question.wanted)
+    if missing := wanted - set(ids):
+        raise BadAnswerError(f"{len(missing)} of the {len(wanted)} wanted token ids are missing")
+    chosen = [(token_id, value) for token_id, value in zip(ids, logprobs, strict=True) if token_id in wanted]
+    seen = ranked_ids([i for i, _ in chosen], [value for _, value in chosen], None, len(wanted), 2**31)
+    return replace(seen, mode=None)
+
+
+def token_ids(names: list[str]) -> list[int]:
+    """The ids in names like `token_id:17`. Joined, because a call for each token is a third of the client's time."""
+    joined = ",".join(names)
+    if names and not _TOKEN_ID_NAMES.fullmatch(joined):
+        raise BadAnswerError("a token is not named by its id")
+    return [int(digits) for digits in joined.replace(TOKEN_ID_PREFIX, "").split(",") if digits]
+
+
+def stated_limit(message: str) -> int | None:
+    """The largest number of log-probabilities that a refusal says is allowed (vLLM does), None where it does not say."""
+    found = _STATED_LIMIT.search(message)
+    return int(found[1]) if found else None
+
+
+def read_models(answer: object) -> dict[str, str | None]:
+    """The name of each served model and what it was loaded from (None where the endpoint does not say)."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list):
+        raise BadAnswerError("no list of models")
+    cards = [card for card in data if isinstance(card, dict) and isinstance(card.get("id"), str)]
+    return {card["id"]: card["root"] if isinstance(card.get("root"), str) else None for card in cards}
+
+
+def _read_choice(choice: dict[str, Any], question: Question) -> Observation:
+    logprobs = choice.get("logprobs")
+    steps = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
+    if not isinstance(steps, list) or not steps or not isinstance(steps[0], dict):
+        raise BadAnswerError("no log-probabilities")
+    listed: dict[str, Any] = steps[0]
+    tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
+    sampled = tokens[0] if isinstance(tokens, list) and tokens and isinstance(tokens[0], str) else None
+    return read_list(list(listed), list(listed.values()), sampled, question)

@@ -1,0 +1,91 @@
+"""A list of log-probabilities as an answer holds it, made into an observation. Refuses what is no part of a distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.providers.wire.base import BadAnswerError
+from harness.records import Float32s, Int32s, Mode, Observation
+
+_FLOOR = -9999.0
+"""vLLM writes this for minus infinity; other servers write the smallest float. Neither is a probability."""
+
+_SLACK = 1e-3
+"""How far rounding may lift a probability, or the sum of a list, above one."""
+
+
+def ranked_ids(
+    ids: Sequence[int], logprobs: Iterable[object], sampled: int | None, n_logprobs: int, n_vocab: int
+) -> Observation:
+    """The observation of a list of token ids; raises BadAnswerError where the list is no part of a distribution."""
+    values = checked(logprobs)
+    if len(ids) != len(values):
+        raise BadAnswerError(f"{len(values)} log-probabilities for {len(ids)} tokens")
+    if len(set(ids)) != len(ids):
+        raise BadAnswerError("a token id is listed twice")
+    if ids and not 0 <= min(ids) <= max(ids) < 2**31:
+        raise BadAnswerError("a token id is out of range")
+    array = np.asarray(ids, np.int32)
+    order = np.lexsort((array, -values))
+    order = order[_in_top_k(values[order], array[order] == (-1 if sampled is None else sampled), n_logprobs)]
+    kept = array[order]
+    return _observation(values[order], (), kept, Mode.EXACT if len(kept) >= n_vocab else Mode.TOPK)
+
+
+def ranked_texts(listed: Sequence[str], logprobs: Iterable[object], sampled: str | None, n_logprobs: int) -> Observation:
+    """The observation of a list of token texts. Tokens that read alike become one, with the sum of their probabilities."""
+    values = checked(logprobs)
+    texts = tuple(listed)
+    if len(texts) != len(values):
+        raise BadAnswerError(f"{len(values)} log-probabilities for {len(texts)} tokens")
+    if len(set(texts)) != len(texts):
+        merged: dict[str, float] = {}
+        for text, value in zip(texts, values.tolist(), strict=True):
+            merged[text] = float(np.logaddexp(merged[text], value)) if text in merged else value
+        texts, values = tuple(merged), np.asarray(list(merged.values()), np.float32)
+    order = np.asarray(sorted(range(len(texts)), key=lambda i: (-values[i], texts[i])))
+    order = order[_in_top_k(values[order], np.asarray([texts[i] == sampled for i in order]), n_logprobs)]
+    return _observation(values[order], tuple(texts[i] for i in order), None, Mode.TOPK)
+
+
+def checked(logprobs: Iterable[object]) -> Float32s:
+    """The log-probabilities as they came; raises BadAnswerError for what is none."""
+    raw = list(logprobs)
+    if not raw:
+        raise BadAnswerError("an empty list of log-probabilities")
+    if not set(map(type, raw)) <= {float, int}:
+        raise BadAnswerError("a log-probability is no number")
+    try:
+        values = np.asarray(raw, np.float64)
+    except OverflowError as exc:
+        raise BadAnswerError("a log-probability is not finite") from exc
+    lowest, highest = float(values.min()), float(values.max())  # NaN if any is
+    if not math.isfinite(lowest + highest):
+        raise BadAnswerError("a log-probability is not finite")
+    if lowest <= _FLOOR:
+        raise BadAnswerError(f"a log-probability is a stand-in for minus infinity ({lowest:g})")
+    if highest > _SLACK:
+        raise BadAnswerError(f"a log-probability is positive ({highest:g})")
+    return np.minimum(values, 0.0).astype(np.float32)
+
+
+def _in_top_k(ordered: Float32s, is_sampled: NDArray[np.bool_], n_logprobs: int) -> NDArray[np.intp]:
+    """The positions of those ranked entries that count as the top k.
+
+    Servers append the sampled token when it is outside the top k. Such a token is the lowest of its list; kept, it would
+    make the smallest listed probability too small and the bounds of unlisted tokens wrong. Where it was inside after all,
+    leaving it out only widens them.
+    """
+    appended = is_sampled & (ordered == ordered[-1]) & (ordered < ordered[0])
+    return np.flatnonzero(~appended)[:n_logprobs]
+
+
+def _observation(logprobs: Float32s, tokens: tuple[str, ...], ids: Int32s | None, mode: Mode) -> Observation:
+    covered = float(np.exp(logprobs.astype(np.float64)).sum())
+    if covered > 1 + _SLACK:
+        raise BadAnswerError(f"the listed probabilities sum to {covered:.4f}")
+    return Observation(token_ids=ids, tokens=tokens, logprobs=logprobs, covered_mass=min(covered, 1.0), mode=mode)
