@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM_VENV := .venv-vllm
+SERVERS_VENV := .venv-servers
 BIN := $(VENV)/bin
 
-.PHONY: help run test whitebox test-whitebox test-vllm check clean
+.PHONY: help run test whitebox test-whitebox test-vllm test-servers check clean
 
 help:
 	@echo "make run        set up, fetch the small model, run the default eval, print a table and the path of the report"
@@ -12,6 +13,7 @@ help:
 	@echo "make whitebox   set up what looks inside small models"
 	@echo "make test-whitebox  the tests that train sparse autoencoders, with sae-lens installed"
 	@echo "make test-vllm  the tests that need a real vLLM server, in an environment of its own"
+	@echo "make test-servers  the tests that need another real server (llama.cpp), in an environment of its own"
 	@echo "make check      format, lint, strict types, import order"
 
 $(BIN)/harness: requirements/lock.txt pyproject.toml
@@ -34,11 +36,16 @@ $(VLLM_VENV)/ready: requirements/vllm.txt pyproject.toml
 	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(SERVERS_VENV)/ready: requirements/servers.txt
+	$(PYTHON) -m venv $(SERVERS_VENV)
+	$(SERVERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: -r $<
+	@touch $@
+
 run: $(BIN)/harness
 	$(BIN)/harness run
 
 test: $(BIN)/harness
-	$(BIN)/python -m pytest -m "not vllm"
+	$(BIN)/python -m pytest -m "not vllm and not servers"
 
 whitebox: $(VENV)/whitebox-ready
 
@@ -48,6 +55,9 @@ test-whitebox: whitebox
 test-vllm: $(BIN)/harness $(VLLM_VENV)/ready
 	$(BIN)/python -m pytest -m vllm
 
+test-servers: $(BIN)/harness $(SERVERS_VENV)/ready
+	$(BIN)/python -m pytest -m servers
+
 check: $(BIN)/harness
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,4 +65,4 @@ check: $(BIN)/harness
 	$(BIN)/python -m pytest -q tests/test_structure.py
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VLLM_VENV) $(SERVERS_VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -16,7 +16,7 @@ def _own_cache(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tests with real models share the user's cache (weights are fetched once); every other test has an empty one."""
-    if not any(request.node.get_closest_marker(name) for name in ("embedded", "vllm")):
+    if not any(request.node.get_closest_marker(name) for name in ("embedded", "vllm", "servers")):
         monkeypatch.setenv("HARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

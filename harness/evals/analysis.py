@@ -5,6 +5,7 @@ Owns which means are taken of what; the formulas stand in `harness.stats`. Holds
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from harness.evals.plan import Plan
 from harness.evals.score import Columns
 from harness.evals.spec import METRICS
+from harness.records import Mode
 from harness.stats.crossed import Estimate, Trials, contrast_two_way, mean_of_concepts, mean_two_way
 from harness.stats.multiplicity import holm
 from harness.stats.rank import spearman
@@ -23,14 +25,24 @@ ALL = "all"
 
 BOUNDED = {"delta_mass", "delta_log_odds"}
 SHARES = {"count_success", "mass_success"}
+COUNTS = ("n_sentences", "n_injections", "n_trials", "n_failed", "n_up", "n_down", "n_unidentified")
+
+NO_RANKS = "draws have no ranks"
+
+MIXED = "mixed"
+"""The mode of a mean over concepts that were not all observed alike; `modes` of the summary says which was how."""
 
 
 @dataclass(slots=True)
 class Analysis:
-    """Takes scored batches in the plan's order (`add`, and `close_concept` after each concept); `summary` ends it."""
+    """Takes scored batches in the plan's order (`add`, and `close_concept` after each concept); `summary` ends it.
+
+    `modes`: how each concept was observed; one that is not named, as the run was.
+    """
 
     plan: Plan
     target: str
+    modes: Mapping[str, Mode] = field(default_factory=dict)
     _columns: list[Columns] = field(default_factory=list)
     _cells: list[dict[str, Any]] = field(default_factory=list)
     _contrasts: list[dict[str, Any]] = field(default_factory=list)
@@ -39,7 +51,7 @@ class Analysis:
 
     def add(self, trials: Columns) -> None:
         """The trials of one batch; only what the means need is kept."""
-        names = ("arm", "sentence_id", "injection_id", "off_type", "predicted_shift", *METRICS)
+        names = ("arm", "sentence_id", "injection_id", "off_type", "predicted_shift", "identified", *METRICS)
         bounds = (f"{metric}_{end}" for metric in METRICS if metric in BOUNDED for end in ("low", "high"))
         self._columns.append({name: np.asarray(trials[name]) for name in (*names, *bounds)})
 
@@ -58,18 +70,30 @@ class Analysis:
                 self._collect_predictions(arms)
 
     def _cell(self, concept: str, arm: str, rows: Columns, off_type: bool) -> dict[str, Any]:
-        failed = np.isnan(rows["count_success"])
+        up, down, unidentified = (int((rows["identified"] == way).sum()) for way in ("up", "down", "unidentified"))
+        n_trials = len(rows["arm"])
         cell: dict[str, Any] = {
             "target": self.target,
             "concept": concept,
             "arm": arm,
             "off_type": off_type,
+            "mode": self._mode(concept),
             "n_sentences": len(np.unique(rows["sentence_id"])),
             "n_injections": len(np.unique(rows["injection_id"])),
-            "n_trials": len(failed),
-            "n_failed": int(failed.sum()),
+            "n_trials": n_trials,
+            "n_failed": n_trials - up - down - unidentified,
+            "n_up": up,
+            "n_down": down,
+            "n_unidentified": unidentified,
         }
-        return cell | {metric: _mean(metric, mean_two_way(_trials(rows, metric))) for metric in METRICS}
+        cell["identified_share"] = _identified_share(cell)
+        cell |= {metric: _mean(metric, mean_two_way(_trials(rows, metric))) for metric in METRICS}
+        if self._mode(concept).drawn:
+            cell["count_success"]["reason"] = NO_RANKS
+        return cell
+
+    def _mode(self, concept: str) -> Mode:
+        return self.modes.get(concept, self.plan.mode)
 
     def _contrast_concept(self, concept: str, arms: dict[str, Columns]) -> None:
         for contrast in self.plan.contrasts:
@@ -95,6 +119,8 @@ class Analysis:
         primary = self.plan.primary
         return {
             "target": self.target,
+            "mode": _one_or_mixed(self._mode(concept) for concept in self.plan.concepts),
+            "modes": {concept: self._mode(concept) for concept in self.plan.concepts},
             "primary": primary.model_dump() if primary else None,
             "cells": cells,
             "contrasts": contrasts,
@@ -112,8 +138,17 @@ class Analysis:
         cells = []
         for off_type, arm in dict.fromkeys((c["off_type"], c["arm"]) for c in self._cells):
             parts = [c for c in self._cells if c["arm"] == arm and c["off_type"] == off_type]
-            counts = {n: sum(c[n] for c in parts) for n in ("n_sentences", "n_injections", "n_trials", "n_failed")}
-            cell: dict[str, Any] = {"target": self.target, "concept": ALL, "arm": arm, "off_type": off_type, **counts}
+            counts = {name: sum(c[name] for c in parts) for name in COUNTS}
+            mode = _one_or_mixed(c["mode"] for c in parts)
+            cell: dict[str, Any] = {
+                "target": self.target,
+                "concept": ALL,
+                "arm": arm,
+                "off_type": off_type,
+                "mode": mode,
+                **counts,
+            }
+            cell["identified_share"] = _identified_share(cell)
             means = {metric: _mean(metric, _over_concepts([c[metric] for c in parts])) for metric in METRICS}
             cells.append(cell | means)
         return cells
@@ -124,6 +159,18 @@ class Analysis:
             parts = [c for c in self._contrasts if (c["arm"], c["control"], c["metric"]) == (arm, control, metric)]
             rows.append(_contrast(ALL, arm, control, metric, _over_concepts(parts)))
         return rows
+
+
+def _identified_share(cell: dict[str, Any]) -> float | None:
+    """The share of answered trials whose shift is known to have gone up or down, in [0, 1]."""
+    answered = cell["n_trials"] - cell["n_failed"]
+    return (cell["n_up"] + cell["n_down"]) / answered if answered else None
+
+
+def _one_or_mixed(modes: Iterable[str]) -> str:
+    """The mode that all have in common, else `MIXED`."""
+    different = set(modes)
+    return different.pop() if len(different) == 1 else MIXED
 
 
 def _rows(columns: Columns, rows: NDArray[np.bool_]) -> Columns:

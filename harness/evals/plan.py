@@ -17,22 +17,25 @@ from harness.packs.concepts import Concept
 from harness.packs.pack import Pack
 from harness.packs.sampling import draw, generator, subset
 from harness.packs.templates import Template, find_template
-from harness.records import CLEAN, Probe, Prompt, Sentence
+from harness.records import CLEAN, Mode, Probe, Prompt, Sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the user picked beyond the eval. `limit`: at most so many sentences, and injections, for each concept and arm."""
+    """What the user picked beyond the eval. `limit`: at most so many sentences, and injections, for each concept and arm.
+    `mode`: how much of the distribution is asked for; None: the most that the target shows."""
 
     concepts: tuple[str, ...] = ()
     limit: int | None = None
     full: bool = False
     seed: int = 0
+    mode: Mode | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A run's prompts. `arms` in the pack's order; `template` is both the name and the record."""
+    """A run's prompts. `arms` in the pack's order; `template` is both the name and the record. `mode`: known once a target is
+    opened."""
 
     eval: Eval
     pack: Pack
@@ -42,11 +45,13 @@ class Plan:
     sizes: Sizes
     template_name: str
     template: Template
+    mode: Mode = Mode.EXACT
 
     @property
     def primary(self) -> Primary | None:
-        """The first declared primary contrast whose arms are planned, None if there is none."""
-        return next((p for p in self.eval.spec.primary if {p.arm, p.control} <= set(self.arms)), None)
+        """The first declared primary contrast whose arms are planned and that holds in the mode, None if there is none."""
+        fitting = (p for p in self.eval.spec.primary if self.mode in p.modes)
+        return next((p for p in fitting if {p.arm, p.control} <= set(self.arms)), None)
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:

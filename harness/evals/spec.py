@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, model_validator
 from harness import paths
 from harness.config import Strict, read_toml
 from harness.packs.pack import Arm
+from harness.records import Mode
 
 Metric = Literal["count_success", "mass_success", "delta_mass", "delta_log_odds"]
 METRICS: tuple[Metric, ...] = ("count_success", "mass_success", "delta_mass", "delta_log_odds")
@@ -50,16 +51,18 @@ class Contrast(Strict):
 
 
 class Primary(Contrast):
-    """The contrast that the run is about, and its metric."""
+    """The contrast that the run is about, and its metric. `modes`: where it holds, by how much the target shows."""
 
     metric: Metric
+    modes: tuple[Mode, ...] = tuple(Mode)
 
 
 class EvalSpec(Strict):
     """`eval.toml`.
 
-    `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has is the primary one.
-    `logprobs`: how many tokens are asked for, or the endpoint's limit (the longer the list, the tighter the bounds).
+    `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has and whose modes
+    include the run's is the primary one. `logprobs`: how many tokens are asked for, or the endpoint's limit (the longer the
+    list, the tighter the bounds). `draws`: how many continuations of each prompt are drawn where no list is shown.
     """
 
     description: str
@@ -71,6 +74,7 @@ class EvalSpec(Strict):
     full: Sizes
     fresh: Fresh | None = None
     logprobs: PositiveInt = 100
+    draws: PositiveInt = 64
     scoring: Scoring = Scoring()
     primary: tuple[Primary, ...] = Field(min_length=1)
     contrasts: tuple[Contrast, ...] = ()

@@ -104,7 +104,7 @@ class ExamplePicker:
             self._remember(batch)
             return
         shifts = np.asarray(batch.trials["delta_log_odds"], np.float64)
-        failed = np.isnan(np.asarray(batch.trials["count_success"], np.float64))
+        failed = [way is None for way in batch.trials["identified"]]
         for row, prompt in enumerate(batch.prompts):
             if not failed[row] and not prompt.off_type:
                 self._offer(batch, row, float(shifts[row]))

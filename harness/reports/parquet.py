@@ -28,6 +28,9 @@ OBSERVATIONS = pa.schema(
         ("mode", pa.string()),
         ("mass_low", pa.float64()),
         ("mass_high", pa.float64()),
+        ("hits", pa.int32()),
+        ("n_draws", pa.int32()),
+        ("bias", pa.float64()),
         ("error", pa.string()),
         ("attempts", pa.int32()),
         ("latency_s", pa.float64()),
@@ -49,6 +52,7 @@ TRIALS = pa.schema(
         ("count_clean", pa.int32()),
         ("count_injected", pa.int32()),
         ("count_success", pa.bool_()),
+        ("identified", pa.string()),
         *((name, pa.bool_() if name in _FLAGS else pa.float64()) for name in _NUMBERS),
     ]
 )
@@ -110,6 +114,7 @@ def observation_columns(batch: ScoredBatch, vocabulary: Vocabulary | None) -> Co
         "mode": [o.mode for o in observations],
         "mass_low": batch.view.low,
         "mass_high": batch.view.high,
+        **{name: [getattr(o, name) for o in observations] for name in ("hits", "n_draws", "bias")},
         "error": [o.error for o in observations],
         "attempts": [o.attempts for o in observations],
         "latency_s": [o.latency_s for o in observations],

@@ -16,6 +16,7 @@ from harness.reports.wording import (
     concepts_of,
     estimate,
     interval,
+    mode_line,
     p_value,
     primary_rows,
     reading,
@@ -53,6 +54,7 @@ def print_summary(summary: dict[str, Any], console: Console, *, claims: str = ""
     failed, trials = (sum(cell[key] for cell in cells) for key in ("n_failed", "n_trials"))
     if failed:
         console.print(Text(f"failed: {failed:,} of {trials:,} trials, left out"))
+    console.print(Text(mode_line(summary)))
     if claims:
         console.print(Text(f"the pack claims {visible(claims)}"))
     console.print(Text(reading(summary), style="bold"))

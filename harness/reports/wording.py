@@ -122,6 +122,31 @@ def reading(summary: Row) -> str:
     return _sentence(name, row, f"over {counted}")
 
 
+_MODES = {
+    "exact": "the probability of the concept's words itself was seen",
+    "topk": "the likeliest tokens were listed, which leaves the rest within bounds",
+    "amplified": "continuations were drawn with the logits of the concept's words raised by a known bias",
+    "sampled": "continuations were drawn, no log-probabilities were seen",
+}
+
+
+def mode_line(summary: Row) -> str:
+    """How the target was observed, and how many shifts that decides."""
+    modes: Mapping[str, str] = summary["modes"]
+    if summary["mode"] in _MODES:
+        line = f"mode {summary['mode']}: {_MODES[summary['mode']]}"
+    else:
+        counts = {mode: sum(one == mode for one in modes.values()) for mode in _MODES}
+        line = "modes differ: " + ", ".join(f"{mode} on {n} concepts" for mode, n in counts.items() if n)
+    cells = [c for c in summary["cells"] if c["concept"] == scope(summary) and not c["off_type"]]
+    answered = sum(c["n_trials"] - c["n_failed"] for c in cells)
+    if summary["mode"] == "exact" or not answered:
+        return line
+    up, down = (sum(c[name] for c in cells) for name in ("n_up", "n_down"))
+    at = " at 95%" if any(mode in ("amplified", "sampled") for mode in modes.values()) else ""
+    return f"{line}; identified{at}: {100 * up / answered:.0f}% of shifts up, {100 * down / answered:.0f}% down"
+
+
 def _sentence(name: str, row: Row, over: str) -> str:
     measure = MEASURES[row["metric"]]
     if row["estimate"] is None:

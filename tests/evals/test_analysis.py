@@ -13,7 +13,7 @@ from harness.evals.analysis import ALL, Analysis
 from harness.evals.plan import Choice, Plan, make_plan
 from harness.evals.spec import find_eval
 from harness.packs.pack import Draft, write_pack
-from harness.records import Probe
+from harness.records import Mode, Probe
 
 CONCEPTS = ("animal", "food", "weather")
 SENTENCES, INJECTIONS = 5, 4
@@ -55,12 +55,19 @@ def columns(concept: str, arm: str, values: np.ndarray, *, off_type: bool = Fals
         "injection_id": [name[1] for name in names],
         "off_type": [off_type] * n,
         "predicted_shift": [float(name[1].split("-")[1]) for name in names],
+        "identified": identified(flat - half_width, flat + half_width),
         "count_success": success,
         "mass_success": success,
         **{f"delta_{m}{end}": flat for m in ("mass", "log_odds") for end in ("", "_low", "_high")},
         "delta_log_odds_low": flat - half_width,
         "delta_log_odds_high": flat + half_width,
     }
+
+
+def identified(low: np.ndarray, high: np.ndarray) -> list[str | None]:
+    """Which way each shift certainly went."""
+    ways = np.where(low > 0, "up", np.where(high < 0, "down", "unidentified"))
+    return [None if np.isnan(one) else str(way) for one, way in zip(low, ways, strict=True)]
 
 
 def summary(plan: Plan, shifts: Table, **options: Any) -> dict[str, Any]:
@@ -153,3 +160,35 @@ def test_the_prediction_is_ranked_injection_by_injection(plan: Plan, shifts: Tab
     predicted = np.tile(np.arange(INJECTIONS), len(CONCEPTS) * 2)
     assert found["n"] == len(predicted)
     assert found["spearman"] == pytest.approx(stats.spearmanr(predicted, observed).statistic)
+
+
+def test_the_identified_share_counts_the_shifts_that_are_known_to_have_gone_either_way(plan: Plan, shifts: Table) -> None:
+    found = summary(plan, shifts, half_width=0.8)
+    for cell in found["cells"]:
+        if cell["concept"] == ALL:
+            continue
+        values = shifts[cell["concept"], cell["arm"]].ravel()
+        assert cell["n_up"] == (values > 0.8).sum()
+        assert cell["n_down"] == (values < -0.8).sum()
+        assert cell["n_unidentified"] == (np.abs(values) <= 0.8).sum()
+        assert cell["identified_share"] == pytest.approx((np.abs(values) > 0.8).mean())
+    overall = next(c for c in found["cells"] if c["concept"] == ALL)
+    parts = [c for c in found["cells"] if c["arm"] == overall["arm"] and c["concept"] != ALL]
+    assert overall["n_up"] == sum(c["n_up"] for c in parts)
+
+
+def test_concepts_observed_in_different_ways_are_told_apart(plan: Plan, shifts: Table) -> None:
+    analysis = Analysis(plan, "t", {CONCEPTS[0]: Mode.AMPLIFIED, CONCEPTS[1]: Mode.TOPK})
+    for concept in CONCEPTS:
+        for arm in ("related", "matched"):
+            analysis.add(columns(concept, arm, shifts[concept, arm]))
+        analysis.close_concept(concept)
+    found = analysis.summary()
+    assert {c["concept"]: c["mode"] for c in found["cells"]} | {ALL: "mixed"} == {
+        **{name: str(plan.mode) for name in CONCEPTS},
+        CONCEPTS[0]: "amplified",
+        CONCEPTS[1]: "topk",
+        ALL: "mixed",
+    }
+    assert found["mode"] == "mixed"
+    assert found["modes"][CONCEPTS[0]] == "amplified"

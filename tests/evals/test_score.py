@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
+from scipy.stats import binomtest
 
 from harness.evals.score import Scorer
 from harness.records import Lexicon, Mode, Observation, Prompt
@@ -119,3 +121,56 @@ def test_tokens_that_come_as_text_are_matched_by_the_same_rule() -> None:
     assert trials["mass_injected_low"][0] == pytest.approx(0.7)
     assert trials["mass_injected_high"][0] == pytest.approx(0.9), "what is not listed may all be the word"
     assert trials["mass_success"][0] == 1.0
+
+
+def drawn(hits: int, n: int, *, bias: float = 0.0) -> Observation:
+    mode = Mode.AMPLIFIED if bias else Mode.SAMPLED
+    return Observation(
+        tokens=("a", "b"), logprobs=np.log(np.array([0.5, 0.5], np.float32)), mode=mode, hits=hits, n_draws=n, bias=bias
+    )
+
+
+def test_plain_draws_give_an_unbiased_mass_shift_and_exact_intervals_but_no_ranks() -> None:
+    scorer = Scorer(LEXICON, k=K, n_vocab=N_VOCAB, similarity=None)
+    clean, injected = scorer.view([drawn(2, 40), drawn(2, 40)]), scorer.view([drawn(5, 40), drawn(38, 40)])
+    trials = scorer.trials(prompts(2), clean, injected)
+    expected = binomtest(5, 40).proportion_ci(0.95, method="exact")
+    assert trials["mass_injected_low"][0] == pytest.approx(expected.low)
+    assert trials["mass_injected_high"][0] == pytest.approx(expected.high)
+    assert trials["delta_mass"] == pytest.approx([3 / 40, 36 / 40])
+    assert trials["delta_mass_low"] == pytest.approx(trials["delta_mass_high"])
+    assert trials["identified"] == ["unidentified", "up"]
+    assert trials["delta_log_odds_low"][1] > 0
+    assert trials["delta_log_odds_low"][0] < 0 < trials["delta_log_odds_high"][0]
+    for column in ("count_clean", "count_injected", "count_success", "tv_low", "tv_high", "top1_changed", "delta_cosine"):
+        assert np.isnan(trials[column]).all(), column
+
+
+def test_no_hits_on_either_side_decide_nothing() -> None:
+    scorer = Scorer(LEXICON, k=K, n_vocab=N_VOCAB, similarity=None)
+    trials = scorer.trials(prompts(1), scorer.view([drawn(0, 40)]), scorer.view([drawn(0, 40)]))
+    assert trials["identified"] == ["unidentified"]
+    assert np.isinf([trials["delta_log_odds_low"][0], trials["delta_log_odds_high"][0]]).all()
+    assert np.isnan(trials["delta_log_odds"][0])
+
+
+def test_amplified_draws_with_different_biases_give_the_log_odds_shift_of_the_masses_beneath() -> None:
+    """Counts that are exactly the raised masses: logit P = logit P' - b gives back 0.01 and 0.04."""
+    n = 10**9
+    p, q = 0.01, 0.04
+    raised = [expit(logit(p) + 4), expit(logit(q) + 3)]
+    scorer = Scorer(LEXICON, k=K, n_vocab=N_VOCAB, similarity=None)
+    clean, injected = (scorer.view([drawn(round(x * n), n, bias=b)]) for x, b in zip(raised, (4.0, 3.0), strict=True))
+    trials = scorer.trials(prompts(1), clean, injected)
+    assert trials["delta_log_odds"][0] == pytest.approx(logit(q) - logit(p), abs=1e-6)
+    assert trials["delta_mass"][0] == pytest.approx(q - p, abs=1e-7)
+    assert trials["mass_clean_low"][0] < p < trials["mass_clean_high"][0]
+    assert trials["identified"] == ["up"]
+
+
+def test_draws_and_failures_stand_side_by_side() -> None:
+    scorer = Scorer(LEXICON, k=K, n_vocab=N_VOCAB, similarity=None)
+    view = scorer.view([drawn(2, 40), Observation(error="gone")])
+    trials = scorer.trials(prompts(2), view, view)
+    assert trials["identified"] == ["unidentified", None]
+    assert np.isnan(trials["delta_mass"][1])

@@ -19,7 +19,8 @@ def estimated(value: float | None, half: float | None = 0.1, reason: str | None 
 
 
 def _cell(concept: str, arm: str, *, off_type: bool = False, n_failed: int = 0) -> dict[str, Any]:
-    counts = {"n_sentences": 12, "n_injections": 8, "n_trials": 96, "n_failed": n_failed}
+    counts = {"n_sentences": 12, "n_injections": 8, "n_trials": 96, "n_failed": n_failed, "mode": "topk"}
+    counts |= {"n_up": 40, "n_down": 20, "n_unidentified": 36 - n_failed, "identified_share": 60 / (96 - n_failed)}
     means = {
         "count_success": estimated(0.412, 0.032),
         "mass_success": estimated(0.636, 0.05),
@@ -50,6 +51,8 @@ def make_summary() -> Builder:
         return {
             "run_id": "20260101-000000-transfer-scripted",
             "target": "scripted",
+            "mode": "topk",
+            "modes": dict.fromkeys(concepts, "topk"),
             "primary": {"arm": "related", "control": "matched", "metric": metric},
             "cells": [_cell(name, arm) for name in places for arm in ("self", "related", "matched")],
             "contrasts": contrasts,

@@ -223,7 +223,7 @@ def test_every_cell_has_its_row(make_manifest: Builder, make_summary: Builder) -
     assert [th.text for th in concepts.find("th", scope="rowgroup")] == ["animal", "color", "location"]
     first = [td.text.strip() for td in arms.find("tr")[1].find("td")]
     assert first[:2] == ["+0.44 [0.37, 0.51]", "41.2 [38.0, 44.4]"]
-    assert first[4:] == ["96", "0", "12", "8"]
+    assert first[4:] == ["62%", "96", "0", "12", "8"]
 
 
 def test_the_figure_has_a_mark_a_label_and_an_interval_for_each_concept(make_manifest: Builder, make_summary: Builder) -> None:

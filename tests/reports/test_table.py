@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from harness.reports.table import print_summary
-from harness.reports.wording import reading
+from harness.reports.wording import mode_line, reading
 
 Builder = Callable[..., dict[str, Any]]
 
@@ -141,4 +141,4 @@ def test_a_lone_concept_is_shown_with_its_own_intervals(make_summary: Builder) -
 @pytest.mark.parametrize("width", [80, 100])
 def test_an_empty_run_prints_its_answer(make_summary: Builder, width: int) -> None:
     summary = make_summary() | {"cells": [], "contrasts": [], "primary": None}
-    assert lines(printed(summary, width=width)) == [reading(summary)]
+    assert lines(printed(summary, width=width)) == [mode_line(summary), reading(summary)]

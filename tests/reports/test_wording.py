@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.reports import wording
 from harness.reports.wording import number, p_value, reading, share, visible
 
 Builder = Callable[..., dict[str, Any]]
@@ -138,3 +139,23 @@ def test_every_character_comes_out_printable() -> None:
 )
 def test_what_would_not_be_seen_is_written_out(text: str, expected: str) -> None:
     assert visible(text) == expected
+
+
+def test_the_mode_is_told_with_the_share_of_shifts_that_it_decides(make_summary: Builder) -> None:
+    line = wording.mode_line(make_summary())
+    assert line.startswith("mode topk: the likeliest tokens were listed")
+    assert line.endswith("identified: 42% of shifts up, 21% down")
+
+
+def test_draws_are_told_as_draws_and_at_their_level(make_summary: Builder) -> None:
+    summary = make_summary()
+    summary |= {"mode": "sampled", "modes": dict.fromkeys(summary["modes"], "sampled")}
+    line = wording.mode_line(summary)
+    assert line.startswith("mode sampled: continuations were drawn, no log-probabilities were seen")
+    assert "identified at 95%" in line
+
+
+def test_modes_that_differ_are_never_told_as_one(make_summary: Builder) -> None:
+    summary = make_summary()
+    summary |= {"mode": "mixed", "modes": {"animal": "topk", "color": "amplified", "location": "amplified"}}
+    assert wording.mode_line(summary).startswith("modes differ: topk on 1 concepts, amplified on 2 concepts; identified at 95%")
