@@ -99,7 +99,8 @@ class Analysis:
         for contrast in self.plan.contrasts:
             for metric in METRICS:
                 estimate = contrast_two_way(_trials(arms[contrast.arm], metric), _trials(arms[contrast.control], metric))
-                self._contrasts.append(_contrast(concept, contrast.arm, contrast.control, metric, estimate))
+                row = _contrast((concept, contrast.arm, contrast.control, metric), estimate, self._mode(concept))
+                self._contrasts.append(row)
 
     def _collect_predictions(self, arms: dict[str, Columns]) -> None:
         """One point for each injection: its prediction, and its mean log-odds shift over sentences."""
@@ -157,7 +158,8 @@ class Analysis:
         rows = []
         for arm, control, metric in dict.fromkeys((c["arm"], c["control"], c["metric"]) for c in self._contrasts):
             parts = [c for c in self._contrasts if (c["arm"], c["control"], c["metric"]) == (arm, control, metric)]
-            rows.append(_contrast(ALL, arm, control, metric, _over_concepts(parts)))
+            mode = _one_or_mixed(part["mode"] for part in parts)
+            rows.append(_contrast((ALL, arm, control, metric), _over_concepts(parts), mode))
         return rows
 
 
@@ -208,13 +210,14 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _contrast(concept: str, arm: str, control: str, metric: str, estimate: Estimate) -> dict[str, Any]:
-    """A row of `contrasts`. Verdict and smallest detectable effect are not worked out by this version: None."""
+def _contrast(name: tuple[str, str, str, str], estimate: Estimate, mode: str) -> dict[str, Any]:
+    """A row of `contrasts`, named by concept, arm, control and metric.
+
+    Verdict and smallest detectable effect are not worked out by this version: None.
+    """
     return {
-        "concept": concept,
-        "arm": arm,
-        "control": control,
-        "metric": metric,
+        **dict(zip(("concept", "arm", "control", "metric"), name, strict=True)),
+        "mode": mode,
         **_estimate(estimate),
         "p": estimate.p,
         "p_holm": None,

@@ -98,8 +98,10 @@ class Drawer:
         return [text for part in parts for text in part]
 
     async def _part(self, prompt: TextOrIds, question: Question, size: int) -> list[str]:
-        draws, _ = await self._line.draw([prompt], replace(question, n_draws=size))
-        return draws[0]
+        (draws,), _ = await self._line.draw([prompt], replace(question, n_draws=size))
+        if isinstance(prompt, str):  # llama.cpp repeats a prefilled message
+            return [text.removeprefix(prompt) for text in draws]
+        return draws
 
 
 def first_word(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.providers.targets import Chat
 from harness.providers.wire.base import BadAnswerError, Question, TextOrIds, choices_of
-from harness.providers.wire.completions import read_list, shared_keys
+from harness.providers.wire.completions import read_step, shared_keys
 from harness.records import Observation
 
 
@@ -90,15 +90,3 @@ def _read_choice(choice: dict[str, Any], question: Question) -> Observation:
     if not isinstance(steps, list) or not steps or not isinstance(steps[0], dict):
         raise BadAnswerError("no log-probabilities")
     return read_step(steps[0], question)
-
-
-def read_step(step: dict[str, Any], question: Question) -> Observation:
-    """The observation of one generated token with its `top_logprobs`, as chat completions and responses both list them."""
-    listed = step.get("top_logprobs")
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise BadAnswerError("no log-probabilities")
-    names = [entry.get("token") for entry in listed]
-    if not all(isinstance(name, str) for name in names):
-        raise BadAnswerError("a listed token without its text")
-    sampled = step.get("token")
-    return read_list(names, [entry.get("logprob") for entry in listed], sampled if isinstance(sampled, str) else None, question)

@@ -68,6 +68,8 @@ def shared_keys(question: Question) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if question.temperature is not None:
         body["temperature"] = question.temperature
+        if question.n_draws:
+            body["top_p"] = 1.0  # some servers take the model's own defaults, which cut the tail off
     if question.bias:
         body["logit_bias"] = {str(token_id): value for token_id, value in question.bias.items()}
     if question.has_bos:
@@ -119,8 +121,31 @@ def read_models(answer: object) -> dict[str, str | None]:
     return {card["id"]: card["root"] if isinstance(card.get("root"), str) else None for card in cards}
 
 
+def read_step(step: object, question: Question) -> Observation:
+    """The observation of one generated token as chat completions and responses list it, and llama.cpp in completions too.
+
+    Entries may carry the token's `id` (llama.cpp), which says more than its text: many ids read alike.
+    """
+    listed = step.get("top_logprobs") if isinstance(step, dict) else None
+    if not isinstance(step, dict) or not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise BadAnswerError("no log-probabilities")
+    logprobs = [entry.get("logprob") for entry in listed]
+    sampled = step.get("token")
+    ids = [entry.get("id") for entry in listed]
+    if question.vocabulary is not None and ids and all(type(token_id) is int for token_id in ids):
+        if question.wanted:
+            return _wanted_only(ids, logprobs, question)
+        return ranked_ids(ids, logprobs, step.get("id"), question.n_logprobs, len(question.vocabulary))
+    names = [entry.get("token") for entry in listed]
+    if not all(isinstance(name, str) for name in names):
+        raise BadAnswerError("a listed token without its text")
+    return read_list(names, logprobs, sampled if isinstance(sampled, str) else None, question)
+
+
 def _read_choice(choice: dict[str, Any], question: Question) -> Observation:
     logprobs = choice.get("logprobs")
+    if isinstance(logprobs, dict) and isinstance(content := logprobs.get("content"), list) and content:
+        return read_step(content[0], question)
     steps = logprobs.get("top_logprobs") if isinstance(logprobs, dict) else None
     if not isinstance(steps, list) or not steps or not isinstance(steps[0], dict):
         raise BadAnswerError("no log-probabilities")
