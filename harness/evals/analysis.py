@@ -103,13 +103,19 @@ class Analysis:
                 self._contrasts.append(row)
 
     def _collect_predictions(self, arms: dict[str, Columns]) -> None:
-        """One point for each injection: its prediction, and its mean log-odds shift over sentences."""
+        """One point for each injection: its prediction, and its mean shift over sentences."""
+        metric = self._predicted_metric
         for rows in arms.values():
-            known = np.isfinite(rows["predicted_shift"]) & np.isfinite(rows["delta_log_odds"])
+            known = np.isfinite(rows["predicted_shift"]) & np.isfinite(rows[metric])
             for injection in np.unique(rows["injection_id"][known]):
                 of_injection = known & (rows["injection_id"] == injection)
                 self._predicted.append(float(rows["predicted_shift"][of_injection][0]))
-                self._observed.append(float(rows["delta_log_odds"][of_injection].mean()))
+                self._observed.append(float(rows[metric][of_injection].mean()))
+
+    @property
+    def _predicted_metric(self) -> str:
+        """What predictions are ranked against: log-odds, and masses where plain draws say nothing of log-odds."""
+        return "delta_mass" if self.plan.mode is Mode.SAMPLED else "delta_log_odds"
 
     def summary(self) -> dict[str, Any]:
         """`cells`, `contrasts` and `prediction` of `summary.json`."""
@@ -126,6 +132,7 @@ class Analysis:
             "cells": cells,
             "contrasts": contrasts,
             "prediction": {
+                "metric": self._predicted_metric,
                 "n": rank.n,
                 "spearman": rank.rho,
                 "ci_low": rank.ci_low,

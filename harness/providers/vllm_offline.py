@@ -1,4 +1,4 @@
-"""A target run by vLLM in this process: batches of token ids in, the likeliest next tokens out."""
+"""A target run by vLLM in this process: batches of token ids in, the likeliest next tokens and the lexicon's mass out."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from harness.errors import EndpointError, MissingExtraError, UnreachableError, UsageError
+from harness.providers.chosen import CHOSEN_IDS, passes, with_mass
 from harness.providers.targets import Dtype, OpenOptions, TargetSpec
 from harness.providers.vllm_command import engine_flags, missing_weights, model_source
 from harness.providers.vocabulary import Vocabulary
@@ -37,40 +38,51 @@ class OfflineProvider:
         ids = [self._names.encode([prompt.text])[0] if prompt.token_ids is None else prompt.token_ids for prompt in prompts]
         limit = self.info.capabilities.max_logprobs
         n_logprobs = readout.n_logprobs if limit is None else min(readout.n_logprobs, limit)
-        return await asyncio.to_thread(self._observe, ids, n_logprobs)
+        seen = await asyncio.to_thread(self._observe, ids, n_logprobs, ())
+        if (readout.mode or self.info.capabilities.mode) is not Mode.EXACT:
+            return seen
+        wanted = () if readout.lexicon.token_ids is None else tuple(readout.lexicon.token_ids.tolist())
+        parts = [await asyncio.to_thread(self._observe, ids, 0, part) for part in passes(wanted, CHOSEN_IDS)]
+        return with_mass(seen, parts)
 
     async def aclose(self) -> None:
         """Stop the engine."""
         await asyncio.to_thread(self._engine.llm_engine.engine_core.shutdown)
 
-    def _observe(self, prompts: Sequence[Sequence[int]], n_logprobs: int) -> list[Observation]:
+    def _observe(self, prompts: Sequence[Sequence[int]], n_logprobs: int, wanted: tuple[int, ...]) -> list[Observation]:
+        """The `n_logprobs` likeliest tokens of each prompt, or the `wanted` ones."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         start = time.perf_counter()
         try:
-            outputs = self._generate(prompts, n_logprobs)
+            outputs = self._generate(prompts, n_logprobs, wanted)
         except EngineDeadError as exc:
             raise UnreachableError(f"vLLM's engine died: {exc}") from exc
         except Exception as exc:  # noqa: BLE001  vLLM refuses a whole batch for one prompt, with errors of many classes
             if len(prompts) > 1:
                 middle = len(prompts) // 2
-                return self._observe(prompts[:middle], n_logprobs) + self._observe(prompts[middle:], n_logprobs)
+                halves = (prompts[:middle], prompts[middle:])
+                return [one for half in halves for one in self._observe(half, n_logprobs, wanted)]
             return [Observation(error=f"vLLM refused: {exc}", latency_s=time.perf_counter() - start)]
         latency_s = time.perf_counter() - start
-        return [replace(self._read(output, n_logprobs), latency_s=latency_s) for output in outputs]
+        return [replace(self._read(output, n_logprobs, wanted), latency_s=latency_s) for output in outputs]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], n_logprobs: int) -> list[Any]:
+    def _generate(self, prompts: Sequence[Sequence[int]], n_logprobs: int, wanted: tuple[int, ...]) -> list[Any]:
         from vllm import SamplingParams, TokensPrompt
 
         # Flat lists: with a dict of objects for each prompt, Python's garbage collector is a good part of the run.
-        parameters = SamplingParams(max_tokens=1, temperature=0.0, logprobs=n_logprobs, detokenize=False, flat_logprobs=True)
+        listed = {"logprobs": len(wanted), "logprob_token_ids": list(wanted)} if wanted else {"logprobs": n_logprobs}
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, flat_logprobs=True, **listed)
         asked = [TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         outputs: list[Any] = self._engine.generate(asked, parameters, use_tqdm=False)
         return outputs
 
-    def _read(self, output: Any, n_logprobs: int) -> Observation:
+    def _read(self, output: Any, n_logprobs: int, wanted: tuple[int, ...]) -> Observation:
         flat = output.outputs[0].logprobs
         try:
+            if wanted:
+                chosen = dict(zip(flat.token_ids, flat.logprobs, strict=True))
+                return ranked_ids(wanted, [chosen.get(i) for i in wanted], None, len(wanted), len(self._names) + 1)
             # The first entry is the sampled token, which stands in the list once more if it is among the top k.
             return ranked_ids(flat.token_ids[1:], flat.logprobs[1:], None, n_logprobs, len(self._names))
         except BadAnswerError as exc:
@@ -97,7 +109,9 @@ async def open_provider(spec: TargetSpec, options: OpenOptions) -> OfflineProvid
         capabilities=Capabilities(
             token_ids=True,
             max_logprobs=settings["max_logprobs"] if settings["max_logprobs"] >= 0 else None,
-            mode=Mode.TOPK,
+            mode=Mode.EXACT,
+            modes=(Mode.EXACT, Mode.TOPK),
+            chosen_ids=CHOSEN_IDS,
             max_prompts_per_request=limits.prompts_per_request,
         ),
     )

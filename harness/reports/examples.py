@@ -141,7 +141,8 @@ class ExamplePicker:
         clean, injected = self._listed(prompt.concept, observation), self._listed(prompt.concept, batch.observations[row])
         trials: Mapping[str, Any] = batch.trials or {}
         shift = float(trials["delta_log_odds"][row])
-        risen, fallen = _changes(clean, injected)
+        drawn = observation.mode is not None and observation.mode.drawn  # what was not drawn may be as likely as what was
+        risen, fallen = ((), ()) if drawn else _changes(clean, injected)
         return Example(
             concept=prompt.concept,
             arm=prompt.arm,

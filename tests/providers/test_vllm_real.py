@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import logit
 
 from harness import paths
 from harness.providers.http.opening import open_completions as open_provider
@@ -17,6 +18,7 @@ from harness.providers.http.provider import HttpProvider
 from harness.providers.targets import OpenOptions
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Lexicon, Mode, Observation, Prompt, Readout
+from harness.stats.draws import log_odds_of_draws
 
 from .vllm_server import ROOT, at_address, present_target, vllm_environment, vllm_python
 
@@ -128,18 +130,19 @@ def test_the_server_is_found_to_take_ids_in_batches_and_to_list_a_thousand(vllm_
     assert found.max_logprobs is not None
     assert found.max_logprobs >= 1000
     assert found.max_prompts_per_request == provider.batch_size == 64
-    assert found.mode is Mode.TOPK
+    assert found.modes[:2] == (Mode.EXACT, Mode.TOPK)
+    assert found.chosen_ids == 128
     assert found.notes == ()
     assert provider.info.settings["server_version"]
     assert provider.info.settings["fingerprint"].startswith("vllm-")
 
 
-def observed(url: str, *, ids: bool) -> tuple[HttpProvider, list[Observation]]:
+def observed(url: str, *, ids: bool = True, readout: Readout = READOUT) -> tuple[HttpProvider, list[Observation]]:
     async def body() -> tuple[HttpProvider, list[Observation]]:
         provider = await open_provider(at_address(present_target("smollm2-135m-vllm"), url), OpenOptions())
         try:
             assert provider.vocabulary is not None
-            return provider, await provider.observe(prompts(provider.vocabulary, ids=ids), READOUT)
+            return provider, await provider.observe(prompts(provider.vocabulary, ids=ids), readout)
         finally:
             await provider.aclose()
 
@@ -151,6 +154,45 @@ def test_the_server_gives_the_distributions_of_plain_transformers(vllm_url: str,
     assert_within_bfloat16_noise(by_ids, plain)
     _, by_text = observed(vllm_url, ids=False)
     assert_within_bfloat16_noise(by_text, plain)
+
+
+def wide_lexicon(n: int = 300) -> Lexicon:
+    """More ids than one request takes, drawn from the whole vocabulary."""
+    ids = np.sort(np.random.default_rng(0).choice(49152, n, replace=False)).astype(np.int32)
+    return Lexicon(concept="c", words=frozenset({"x"}), token_ids=ids, resolved_share=1.0, digest="wide")
+
+
+def test_chosen_ids_give_the_lexicons_mass_itself_beside_the_list(vllm_url: str, plain: Any) -> None:
+    lexicon = wide_lexicon()
+    provider, seen = observed(vllm_url, readout=Readout(lexicon=lexicon, n_logprobs=K, mode=Mode.EXACT))
+    assert provider.usage is not None
+    assert provider.usage.told
+    assert_within_bfloat16_noise(seen, plain)
+    masses = np.array([[one.mass_low, one.mass_high] for one in seen])
+    assert (masses[:, 0] == masses[:, 1]).all()
+    assert all(one.mode is Mode.EXACT for one in seen)
+    exact, rounded = (
+        np.log([np.exp(row[lexicon.token_ids]).sum() for row in plain[dtype]]) for dtype in ("float32", "bfloat16")
+    )
+    off, noise = np.abs(np.log(masses[:, 0]) - exact), np.abs(rounded - exact)
+    print(f"log of the mass of 300 ids, off from float32: vLLM {off.mean():.3f}, transformers bfloat16 {noise.mean():.3f} nat")
+    assert off.mean() < 2 * noise.mean()
+
+
+def test_draws_with_raised_logits_give_back_the_mass_beneath(vllm_url: str, plain: Any) -> None:
+    vocabulary = Vocabulary.load(paths.model_dir("smollm2-135m"))
+    words = frozenset({"red", "blue", "green", "white", "black", "yellow"})
+    ids = np.array(sorted(i for word in words for i in vocabulary.spellings[word]), np.int32)
+    lexicon = Lexicon(concept="c", words=words, token_ids=ids, resolved_share=1.0, digest="colors")
+    provider, seen = observed(vllm_url, readout=Readout(lexicon=lexicon, n_logprobs=K, mode=Mode.AMPLIFIED, n_draws=200))
+    assert Mode.AMPLIFIED in provider.info.capabilities.modes
+    truth = [float(logit(np.exp(row[ids].astype(np.float64)).sum())) for row in plain["bfloat16"]]
+    found = [log_odds_of_draws(one.hits, one.n_draws, one.bias) for one in seen]
+    share = np.array([one.hits / one.n_draws for one in seen])
+    off = (np.array(found) - truth) / np.maximum(1 / np.sqrt(200 * share * (1 - share)), 0.1)
+    print(f"logit of the mass ({min(truth):.1f} to {max(truth):.1f}): off by {np.sqrt(np.mean(off**2)):.2f} standard errors")
+    assert np.abs(off).max() < 4.5
+    assert np.median(np.abs(share - 0.5)) < 0.25, "the bias puts hits near one half"
 
 
 def test_one_prompt_that_is_too_long_fails_alone(vllm_url: str) -> None:
@@ -182,7 +224,10 @@ def test_one_prompt_that_is_too_long_fails_alone(vllm_url: str) -> None:
 
 def test_vllm_in_a_process_of_its_own_gives_the_distributions_of_plain_transformers(weights: Path, plain: Any) -> None:
     encoded = Vocabulary.load(weights).encode(TEXTS)
-    asked = {"target": "smollm2-135m-offline", "dtype": "float32", "n_logprobs": K, "prompts": [*encoded, (5,) * 2000]}
+    lexicon = wide_lexicon().token_ids
+    assert lexicon is not None
+    asked = {"target": "smollm2-135m-offline", "dtype": "float32", "n_logprobs": K, "lexicon": lexicon.tolist()}
+    asked["prompts"] = [*encoded, (5,) * 2000]
     script = Path(__file__).with_name("vllm_offline_script.py")
     done = subprocess.run(
         [vllm_python(), str(script)],
@@ -212,3 +257,5 @@ def test_vllm_in_a_process_of_its_own_gives_the_distributions_of_plain_transform
     print(f"from float32: vLLM float32 mean {found.mean():.1e}, largest {found.max():.1e} nat")
     assert found.max() < 5e-3
     assert_whole(observations, plain["float32"], tolerance=5e-3)
+    masses = [np.exp(row[lexicon].astype(np.float64)).sum() for row in plain["float32"]]
+    assert [one["mass"] for one in seen] == pytest.approx(masses, rel=5e-3)

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+import numpy as np
+
 from harness.providers.targets import OpenOptions, find_target
 from harness.providers.vllm_offline import open_provider
 from harness.records import Lexicon, Prompt, Readout
@@ -14,7 +16,8 @@ from harness.records import Lexicon, Prompt, Readout
 
 async def observe(asked: dict[str, Any]) -> dict[str, Any]:
     provider = await open_provider(find_target(asked["target"]), OpenOptions(dtype=asked["dtype"]))
-    lexicon = Lexicon(concept="c", words=frozenset(), token_ids=None, resolved_share=None, digest="")
+    ids = np.asarray(asked["lexicon"], np.int32)
+    lexicon = Lexicon(concept="c", words=frozenset(), token_ids=ids, resolved_share=None, digest="")
     prompts = [
         Prompt(
             prompt_id=str(place),
@@ -38,6 +41,7 @@ async def observe(asked: dict[str, Any]) -> dict[str, Any]:
                 "token_ids": None if one.token_ids is None else one.token_ids.tolist(),
                 "logprobs": one.logprobs.tolist(),
                 "covered_mass": one.covered_mass,
+                "mass": one.mass_low,
                 "error": one.error,
             }
             for one in seen
