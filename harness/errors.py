@@ -8,6 +8,7 @@
     │   └── CapabilityError     the target cannot do what the eval needs
     ├── EndpointError           exit 3: the endpoint does not answer, or answers what cannot be used
     │   └── UnreachableError    nothing listens at the address
+    ├── BudgetSpentError        exit 3: a limit on cost, requests or time is reached; what came back is kept
     └── StorageError            exit 2: a folder or journal that cannot be written or read
 
 A failed *prompt* is no error but a record (`records.Observation.error`).
@@ -77,6 +78,16 @@ class EndpointError(HarnessError):
 
 class UnreachableError(EndpointError):
     """Nothing answers at the endpoint's address."""
+
+
+class BudgetSpentError(HarnessError):
+    """A limit that the user set is reached: nothing more is sent. `limit`: the option that set it, with its value."""
+
+    exit_code = 3
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(f"stopped: {limit} is reached", hint="the same command with a higher limit goes on where it stopped")
+        self.limit = limit
 
 
 class StorageError(HarnessError):

@@ -163,13 +163,18 @@ class Capabilities:
 class Usage:
     """What an endpoint was asked for, as far as its answers count it: requests sent, tokens read and written.
 
-    `told` is False as long as no answer has counted its tokens.
+    `told` is False as long as no answer has counted its tokens, `counted` is the number of those that have. `refused`: requests
+    that an HTTP status turned away. `batch_*`: what batch jobs took beside that, at their price.
     """
 
     requests: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
     told: bool = False
+    counted: int = 0
+    refused: int = 0
+    batch_input_tokens: int = 0
+    batch_output_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

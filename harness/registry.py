@@ -13,9 +13,11 @@ from typing import Any
 from harness.errors import UnknownNameError
 
 APIS: dict[str, str] = {
+    "anthropic": "harness.providers.http.opening:open_anthropic",
     "chat": "harness.providers.http.opening:open_chat",
     "completions": "harness.providers.http.opening:open_completions",
     "embedded": "harness.providers.embedded:open_provider",
+    "responses": "harness.providers.http.opening:open_responses",
     "scripted": "harness.providers.scripted:open_provider",
     "vllm": "harness.providers.vllm_offline:open_provider",
 }

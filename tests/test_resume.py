@@ -6,14 +6,14 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from harness.store import Journal
 
 LONGEST_WAIT_S = 60.0
 
@@ -27,11 +27,8 @@ def answers(cache: Path, target: str) -> int:
     path = cache / "journal" / f"{target}.sqlite"
     if not path.exists():
         return 0
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        try:
-            return int(db.execute("SELECT count(*) FROM answers WHERE error IS NULL").fetchone()[0])
-        except sqlite3.OperationalError:  # killed before the tables were made
-            return 0
+    with Journal(path) as journal:
+        return journal.count()
 
 
 def killed(argv: list[str], env: dict[str, str], cwd: Path, after_s: float) -> bool:

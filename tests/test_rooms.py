@@ -45,8 +45,38 @@ def test_eval(name: str) -> None:
 def test_targets_and_their_apis() -> None:
     targets = all_targets()
     assert {"smollm2-135m", "gemma3-270m", "llama-8b", "llama-70b", "gemma-9b"} <= set(targets)
-    assert all(spec.endpoint.api in known_apis() for spec in targets.values())
+    assert all(spec.api in known_apis() for spec in targets.values())
     assert all(spec.target.weights in (None, *targets) for spec in targets.values())
+
+
+HOSTED = ("anthropic", "azure", "fireworks", "openai", "openrouter", "together")
+
+
+@pytest.mark.parametrize("model", ["llama-8b", "llama-70b", "gemma-9b"])
+def test_the_papers_targets_are_served_by_vllm_and_by_two_hosts_at_least(model: str) -> None:
+    endpoints = {spec.endpoint_name: spec for name, spec in all_targets().items() if name.startswith(model)}
+    for name in ("vllm", "vllm-chat"):
+        serve = endpoints[name].target.serve
+        assert serve is not None
+        assert serve.memory_gb
+        assert endpoints[name].target.tokenizer
+    assert len(set(endpoints) & set(HOSTED)) >= 2
+    assert all(spec.target.tokenizer for spec in endpoints.values() if spec.endpoint_name in HOSTED)
+
+
+def test_hosted_endpoints_name_their_key_and_say_that_they_were_not_met() -> None:
+    for name in HOSTED:
+        specs = [spec for spec in all_targets().values() if spec.endpoint_name == name]
+        assert all(spec.endpoint.key_env and spec.claims.logprobs is not None for spec in specs)
+        assert "Not met" in specs[0].found.path.read_text()
+
+
+def test_a_routed_target_is_pinned_to_one_provider_without_fallbacks() -> None:
+    routed = [spec for spec in all_targets().values() if spec.endpoint_name == "openrouter"]
+    assert routed
+    for spec in routed:
+        pinned = spec.target.body["provider"]
+        assert (len(pinned["only"]), pinned["allow_fallbacks"]) == (1, False)
 
 
 @pytest.mark.parametrize("room", ["prompts", "providers", "evals", "reports"])

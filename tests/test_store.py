@@ -15,7 +15,7 @@ import pytest
 
 from harness.errors import StorageError
 from harness.records import Capabilities, Lexicon, Mode, Observation, Prompt, Readout, TargetInfo
-from harness.store import Journal, KeyMaker
+from harness.store import KEY_BYTES, Journal, KeyMaker
 
 INFO = TargetInfo(
     target="t",
@@ -40,6 +40,8 @@ PROMPT = Prompt(
 READOUT = Readout(
     lexicon=Lexicon(concept="c", words=frozenset(), token_ids=None, resolved_share=None, digest="L"), n_logprobs=30
 )
+
+K, OTHER = b"k" * KEY_BYTES, b"o" * KEY_BYTES
 
 
 def key(info: TargetInfo = INFO, prompt: Prompt = PROMPT, readout: Readout = READOUT) -> bytes:
@@ -83,9 +85,9 @@ def test_answers_come_back_as_they_went_in(tmp_path: Path) -> None:
         latency_s=0.25,
     )
     with Journal(tmp_path / "j.sqlite") as journal:
-        journal.put([(b"k", answer)])
+        journal.put([(K, answer)])
     with Journal(tmp_path / "j.sqlite") as journal:
-        (back,) = journal.get([b"k", b"other"]).values()
+        (back,) = journal.get([K, OTHER]).values()
     assert back.token_ids is not None
     assert back.token_ids.tolist() == [3, 1]
     assert back.logprobs.tolist() == [-0.5, -1.5]
@@ -96,8 +98,8 @@ def test_answers_come_back_as_they_went_in(tmp_path: Path) -> None:
 def test_an_answer_replaces_a_failure_and_nothing_replaces_an_answer(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.sqlite") as journal:
         for observation in (Observation(error="HTTP 500"), Observation(covered_mass=0.5), Observation(error="late")):
-            journal.put([(b"k", observation)])
-        (back,) = journal.get([b"k"]).values()
+            journal.put([(K, observation)])
+        (back,) = journal.get([K]).values()
     assert (back.error, back.covered_mass) == (None, 0.5)
 
 
@@ -120,7 +122,7 @@ def test_a_killed_process_leaves_whole_batches(tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from harness.store import Journal; from harness.records import Observation\n"
         "with Journal(Path(sys.argv[1])) as j:\n"
         "    for b in range(10**6):\n"
-        "        j.put([(b'%d-%d' % (b, i), Observation(covered_mass=1.0)) for i in range(10)])\n"
+        "        j.put([(b'%08d%08d' % (b, i), Observation(covered_mass=1.0)) for i in range(10)])\n"
         "        print(b, flush=True)\n"
     )
     path = tmp_path / "j.sqlite"
@@ -134,5 +136,5 @@ def test_a_killed_process_leaves_whole_batches(tmp_path: Path) -> None:
     process.stdout.close()
     with Journal(path) as journal:
         for batch in range(written[-1] + 2):
-            found = journal.get([b"%d-%d" % (batch, i) for i in range(10)])
+            found = journal.get([b"%08d%08d" % (batch, i) for i in range(10)])
             assert len(found) == 10 or (batch == written[-1] + 1 and not found)

@@ -17,8 +17,8 @@ LAYERS = [
     {"evals", "whitebox"},  # whitebox is a leaf: only the command line imports it
     {"lexicon"},
     {"stats", "packs", "providers"},
-    {"config", "registry", "store", "wheels"},
-    {"records", "errors", "paths", "__init__"},
+    {"config", "registry", "store", "wheels", "faults"},
+    {"records", "errors", "paths", "masking", "__init__"},
 ]
 
 

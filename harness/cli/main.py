@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from harness import __version__
-from harness.cli import distill, evals, intervene, packs, run, serve, targets, train_sae
+from harness.cli import distill, evals, intervene, packs, run, serve, serve_faults, targets, train_sae
 from harness.cli import map as map_
 from harness.cli.console import print_error
 from harness.errors import HarnessError
+from harness.masking import guard
 
 app = App(
     name="harness",
@@ -22,6 +23,7 @@ app = App(
 )
 app.command(run.run)
 app.command(serve.serve)
+app.command(serve_faults.serve_faults)
 app.command(targets.app)
 app.command(packs.app)
 app.command(evals.app)
@@ -33,6 +35,7 @@ app.command(intervene.intervene)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 1 gate failed, 2 usage or configuration, 3 run incomplete."""
+    guard()
     sys.exit(execute(sys.argv[1:] if argv is None else list(argv)))
 
 

@@ -6,77 +6,85 @@ import asyncio
 import json
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from harness.cli import batches
 from harness.cli.console import err, note, print_table, progress
+from harness.cli.env_file import load_env_file
+from harness.cli.run_options import RunOptions
 from harness.errors import UsageError
-from harness.evals.plan import Choice, Plan, count_prompts, make_plan
+from harness.evals.budget import Budget, Budgeted
+from harness.evals.plan import Plan, count_prompts, make_plan
 from harness.evals.spec import find_eval
 from harness.packs.pack import find_pack
 from harness.paths import make_dir, reports_dir
-from harness.providers.targets import Dtype, OpenOptions, TargetSpec, find_target, open_target
+from harness.providers.http.batch import require_batches
+from harness.providers.targets import TargetSpec, find_target, open_target
 from harness.reports.estimate import Estimate, estimate
 from harness.reports.run import Finished, check_out, execute, run_id
 from harness.reports.table import print_summary
 
-DEFAULT_TARGET = "smollm2-135m"
+DEFAULTS = RunOptions()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """The options of `harness run`."""
-
-    target: Annotated[
-        list[str], Parameter(negative="", help="Target to ask; repeat for several. See: harness targets list")
-    ] = field(default_factory=lambda: [DEFAULT_TARGET])
-    eval: Annotated[str, Parameter(help="Eval that says what is measured. See: harness evals list")] = "transfer"
-    pack: Annotated[str | None, Parameter(help="Probe pack, by name or folder; default: the eval's own")] = None
-    concept: Annotated[list[str] | None, Parameter(negative="", help="Concept to keep; repeat for several")] = None
-    limit: Annotated[int | None, Parameter(help="At most so many sentences, and injections, for each concept and arm")] = None
-    full: Annotated[
-        bool, Parameter(negative="", show_default=False, help="The eval's full sizes instead of the quick ones")
-    ] = False
-    seed: Annotated[int, Parameter(help="Seed of every random choice")] = 0
-    dtype: Annotated[Dtype | None, Parameter(help="Number type of a model run in this process")] = None
-    out: Annotated[Path | None, Parameter(help="Run folder; with several targets, their parent. Default: reports/<run-id>")] = (
-        None
-    )
-    dry_run: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Say how many prompts, tokens and seconds; send nothing")
-    ] = False
-    json: Annotated[
-        bool, Parameter(negative="", show_default=False, help="Print the summary as JSON on stdout, one line a target")
-    ] = False
-
-
-def run(options: Annotated[RunOptions, Parameter(name="*")] = RunOptions()) -> int:
+def run(options: Annotated[RunOptions, Parameter(name="*")] = DEFAULTS) -> int:
     """Put a probe pack to a target and say what shifted.
 
     Answers are journalled as they arrive: the same command after an interruption goes on where it stopped.
     """
+    options.check()
+    if options.env_file is not None:
+        load_env_file(options.env_file)
     specs = [find_target(name) for name in dict.fromkeys(options.target)]
+    plan = _plan(options)
+    if options.dry_run:
+        _print_estimates([estimate(plan, spec, batch=options.batch) for spec in specs], as_json=options.json)
+        return 0
+    budget = Budget(limits=options.limits)
+    _check_limits(plan, specs, options)
+    started = datetime.now(UTC)
+    outs = {spec.name: _out(options.out, plan, spec, len(specs), started) for spec in specs}
+    for out in outs.values():
+        check_out(out)
+    return max([asyncio.run(_run_target(plan, spec, options, outs[spec.name], budget)) for spec in specs])
+
+
+def _plan(options: RunOptions) -> Plan:
     eval_ = find_eval(options.eval)
     if options.pack is None and eval_.spec.pack == "published":
         raise UsageError(
             f"eval {eval_.name!r} runs on the authors' published data, which is not part of this project",
             hint="harness packs import-published DIR --out PACK, then add --pack PACK",
         )
-    pack = find_pack(options.pack or eval_.spec.pack)
-    choice = Choice(concepts=tuple(options.concept or ()), limit=options.limit, full=options.full, seed=options.seed)
-    plan = make_plan(eval_, pack, choice)
-    if options.dry_run:
-        _print_estimates([estimate(plan, spec) for spec in specs], as_json=options.json)
-        return 0
-    started = datetime.now(UTC)
-    outs = {spec.name: _out(options.out, plan, spec, len(specs), started) for spec in specs}
-    for out in outs.values():
-        check_out(out)
-    return max([asyncio.run(_run_target(plan, spec, options, outs[spec.name])) for spec in specs])
+    return make_plan(eval_, find_pack(options.pack or eval_.spec.pack), options.choice)
+
+
+def _check_limits(plan: Plan, specs: list[TargetSpec], options: RunOptions) -> None:
+    """Raises, before anything is sent, for a limit that cannot be kept to, and for batch jobs that are above one."""
+    for spec in specs:
+        if options.max_cost is not None and not spec.prices.declared:
+            raise UsageError(
+                f"--max-cost cannot be kept to: target {spec.name!r} declares no prices",
+                hint=f"set prices.input_per_million and prices.output_per_million in {spec.found.path}",
+            )
+    if options.batch:
+        for spec in specs:
+            require_batches(spec)
+        _check_batches([estimate(plan, spec, batch=True) for spec in specs], options)
+
+
+def _check_batches(estimates: list[Estimate], options: RunOptions) -> None:
+    """A job is sent whole or not at all, and the command that collects must not be refused: the whole plan counts each time."""
+    usd, requests = sum(item.usd or 0.0 for item in estimates), sum(item.requests for item in estimates)
+    if options.max_cost is not None and usd > options.max_cost:
+        raise UsageError(f"--max-cost {options.max_cost:g}: the batch jobs would cost about {usd:.2f} USD, and none was sent")
+    if options.max_requests is not None and requests > options.max_requests:
+        raise UsageError(f"--max-requests {options.max_requests}: the batch jobs hold {requests} requests, and none was sent")
 
 
 def _out(chosen: Path | None, plan: Plan, spec: TargetSpec, n_targets: int, started: datetime) -> Path:
@@ -85,14 +93,23 @@ def _out(chosen: Path | None, plan: Plan, spec: TargetSpec, n_targets: int, star
     return chosen.absolute() / spec.name if n_targets > 1 else chosen.absolute()
 
 
-async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Path) -> int:
-    provider = await open_target(spec, OpenOptions(dtype=options.dtype, note=note))
+async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Path, budget: Budget) -> int:
+    provider = await open_target(spec, options.opening(note, budget.sending))
+    if budget.limited and not options.batch:
+        provider = Budgeted(provider, spec, budget)
     try:
         note(f"{spec.name}: {count_prompts(plan)} prompts of eval {plan.eval.name}, pack {plan.pack.manifest.name}")
+        if options.batch:
+            plan = batches.pinned(plan, provider)
+        if options.batch and not (batched := await batches.advance(plan, spec, provider)).complete:
+            batches.show(spec.name, batched)
+            return 3
         with progress(spec.name) as show:
             finished = await execute(
                 plan, spec, provider, out=out, command=shlex.join(["harness", *sys.argv[1:]]), on_progress=show
             )
+        if options.batch:
+            await batches.advance(plan, spec, provider, written=True)
     finally:
         await provider.aclose()
     _show(finished, as_json=options.json)
@@ -107,9 +124,21 @@ def _show(finished: Finished, *, as_json: bool) -> None:
     if tally.failed:
         worst = max(tally.reasons, key=lambda reason: tally.reasons[reason])
         note(f"incomplete: {tally.failed} of {tally.planned} prompts failed ({tally.reasons[worst]} with: {worst})")
-        note("hint: the same command asks only for those")
+        higher = " with a higher limit" if tally.not_asked else ""
+        note(f"hint: the same command{higher} asks only for those")
+    note(_told(finished.summary["cost"]))
     note(f"{tally.done} answers, {tally.from_cache} of them from the journal")
     note(f"report: {finished.folder / 'report.html'}")
+
+
+def _told(cost: dict[str, Any]) -> str:
+    """What was spent, in a line."""
+    usd = "" if cost["usd"] is None else f", {cost['usd']:.4f} USD"
+    counted = "as the endpoint counts" if cost["counted_by"] == "endpoint" else "as counted here"
+    return (
+        f"asked: {cost['requests']:,} requests, {cost['input_tokens']:,} tokens in and {cost['output_tokens']:,} out"
+        f" ({counted}){usd}"
+    )
 
 
 def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
@@ -118,15 +147,27 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
         for item in estimates:
             sys.stdout.write(json.dumps(asdict(item)) + "\n")
         return
-    rows = [
-        (
-            item.target,
-            f"{item.prompts:,}",
-            f"{item.tokens:,}" if item.exact else f"about {item.tokens:,}",
-            "unknown before the first run" if item.seconds is None else f"about {item.seconds:,.0f} s",
-            f"{item.usd:.2f} USD",
-        )
-        for item in estimates
-    ]
-    print_table(("target", "prompts", "tokens", "time", "price"), rows)
+    columns = ("target", "mode", "prompts", "requests", "tokens in", "tokens out", "time", "price")
+    print_table(columns, [_estimate_row(item) for item in estimates])
+    for item in estimates:
+        if item.mode_assumed:
+            note(f"{item.target}: its file does not say what it shows; opening it tells, and another mode costs otherwise")
     note("nothing was sent; answers that are already journalled will not be asked again")
+
+
+def _estimate_row(item: Estimate) -> tuple[str, ...]:
+    about = "" if item.exact else "about "
+    if item.usd is None:
+        price = "price not declared"
+    else:
+        price = f"{item.usd:.2f} USD" if item.usd >= 0.01 or item.usd == 0 else f"{item.usd:.4f} USD"
+    return (
+        item.target,
+        f"{item.mode}, {item.n_draws} draws" if item.n_draws else str(item.mode),
+        f"{item.prompts:,}",
+        f"{item.requests:,}",
+        f"{about}{item.input_tokens:,}",
+        f"{about}{item.output_tokens:,}" if item.n_draws else f"{item.output_tokens:,}",
+        "unknown before the first run" if item.seconds is None else f"about {item.seconds:,.0f} s",
+        f"{price} as a batch" if item.batch else price,
+    )

@@ -9,22 +9,34 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from harness.cli.console import note, print_json, print_table
-from harness.errors import UsageError
+from harness.errors import UnknownNameError, UsageError
 from harness.paths import model_dir
-from harness.providers.targets import OpenOptions, all_targets, find_target, open_target
+from harness.providers.checks import checks
+from harness.providers.targets import OpenOptions, TargetSpec, all_targets, find_target, open_target
 from harness.providers.weights import fetch, is_ready
+from harness.records import TargetInfo
 
 app = App(name="targets", help="Models that can be asked: the room providers/.", help_format="plaintext")
 
 
 @app.command(name="list")
-def list_targets() -> None:
-    """Every target, its endpoint and where its file comes from."""
+def list_targets(
+    *,
+    endpoint: Annotated[
+        str | None, Parameter(help="Only the targets of this endpoint, the name of a file of providers/")
+    ] = None,
+) -> None:
+    """Every target by endpoint; an endpoint's own files stand before the shipped ones of the same name."""
+    specs = sorted(all_targets().values(), key=lambda spec: spec.endpoint_name)
+    names = {spec.endpoint_name for spec in specs}
+    if endpoint is not None and endpoint not in names:
+        raise UnknownNameError("endpoint", endpoint, names)
     rows = [
-        (spec.name, spec.endpoint_name, spec.endpoint.api, spec.found.origin, spec.target.description or spec.target.model)
-        for spec in all_targets().values()
+        (spec.endpoint_name, spec.name, spec.api, spec.found.origin, spec.target.description or spec.target.model)
+        for spec in specs
+        if endpoint in (None, spec.endpoint_name)
     ]
-    print_table(("target", "endpoint", "api", "from", "description"), rows)
+    print_table(("endpoint", "target", "api", "from", "description"), rows)
 
 
 @app.command
@@ -36,25 +48,43 @@ def show(name: str) -> None:
             "name": spec.name,
             "path": str(spec.found.path),
             "endpoint": spec.endpoint_name,
-            "api": spec.endpoint.api,
             "base_url": spec.base_url(),
             **spec.target.model_dump(exclude_none=True),
+            "api": spec.api,
+            "chat": spec.chat.model_dump(),
+            "claims": spec.claims.model_dump(exclude_none=True),
+            "prices": spec.prices.model_dump(),
+            "limits": spec.endpoint.limits.model_dump(exclude_none=True),
         }
     )
 
 
 @app.command
-def check(name: str) -> None:
-    """Open the target and print what it was found to do; a handful of one-token requests at most."""
-    print_json(asyncio.run(_check(name)))
+def check(
+    name: str,
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False, help="Print all that was found as JSON")] = False,
+) -> None:
+    """Ask the target what it can do, about twenty requests of one token, and compare that with what its file claims."""
+    spec = find_target(name)
+    info = asyncio.run(_info(spec))
+    rows = checks(spec, info)
+    if json:
+        print_json({**asdict(info), "checks": [asdict(row) for row in rows]})
+        return
+    marks = {False: "DOES NOT HOLD", True: "holds", None: ""}
+    print_table(
+        ("question", "declared", "found", ""), [(row.question, row.declared, row.found, marks[row.holds]) for row in rows]
+    )
+    for told in info.capabilities.notes:
+        note(f"note: {told}")
 
 
-async def _check(name: str) -> dict[str, object]:
-    provider = await open_target(find_target(name), OpenOptions(note=note))
-    try:
-        return asdict(provider.info)
-    finally:
-        await provider.aclose()
+async def _info(spec: TargetSpec) -> TargetInfo:
+    """Who answers and what was found; the notes of an endpoint stand in it, so that only others are told at once."""
+    provider = await open_target(spec, OpenOptions(note=lambda line: None if line.startswith(f"{spec.name}: ") else note(line)))
+    await provider.aclose()
+    return provider.info
 
 
 @app.command

@@ -23,13 +23,15 @@ from harness.records import CLEAN, Mode, Probe, Prompt, Sentence
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
     """What the user picked beyond the eval. `limit`: at most so many sentences, and injections, for each concept and arm.
-    `mode`: how much of the distribution is asked for; None: the most that the target shows."""
+    `mode`: how much of the distribution is asked for; None: the most that the target shows. `draws`: how many continuations of
+    each prompt, in the modes that draw; None: as many as the eval says."""
 
     concepts: tuple[str, ...] = ()
     limit: int | None = None
     full: bool = False
     seed: int = 0
     mode: Mode | None = None
+    draws: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,11 @@ class Plan:
         """The first declared primary contrast whose arms are planned and that holds in the mode, None if there is none."""
         fitting = (p for p in self.eval.spec.primary if self.mode in p.modes)
         return next((p for p in fitting if {p.arm, p.control} <= set(self.arms)), None)
+
+    @property
+    def draws(self) -> int:
+        """How many continuations of each prompt are drawn, in the modes that draw."""
+        return self.choice.draws or self.eval.spec.draws
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -80,6 +87,8 @@ def make_plan(eval_: Eval, pack: Pack, choice: Choice) -> Plan:
         pack.concept(name)
     if choice.limit is not None and choice.limit < 1:
         raise UsageError(f"--limit {choice.limit}: must be at least 1")
+    if choice.draws is not None and choice.draws < 1:
+        raise UsageError(f"--draws {choice.draws}: must be at least 1")
     sizes = spec.full if choice.full else spec.sizes
     if choice.limit is not None:
         sizes = Sizes(

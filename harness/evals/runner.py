@@ -1,11 +1,20 @@
-"""Asking: the plan's prompts go to the provider in a bounded window, and every answer is journalled as it arrives."""
+"""Asking: the plan's prompts go to the provider, so many batches at once, and every answer is journalled as it arrives.
+
+Work is done in bulk wherever it can be, or the harness itself would be what is slow: the plan is cut, encoded and compared with
+the journal a thousand prompts at a time, and answers that arrive within a moment are written together.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
+from typing import Any, TypeVar
 
+from harness.evals.modes import hidden, may_be_amplified, require_amplifiable, run_mode
+from harness.evals.outbox import Outbox
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
 from harness.lexicon import require_resolved, resolve
 from harness.packs.concepts import Concept
@@ -16,12 +25,18 @@ from harness.store import Journal, KeyMaker
 LISTED_IF_EXACT = 100
 """Tokens listed for each prompt by a target that sees its whole vocabulary; only total variation and readers use them."""
 
+T = TypeVar("T")
+
+_PLANNED_AT_ONCE = 1000
+"""Prompts that are made ready together, while as many wait to be sent."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
     """How far a run is, in prompts. `done` counts answers, those from the journal (`from_cache`) among them.
 
     `sent_tokens`: tokens of the prompts asked in this process; four characters count as one where ids are unknown.
+    `not_asked`: those of `failed` that a limit on cost, requests or time left out.
     """
 
     planned: int
@@ -29,18 +44,41 @@ class Tally:
     failed: int = 0
     from_cache: int = 0
     sent_tokens: int = 0
+    not_asked: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+
+    def stop(self, reason: str) -> None:
+        """Nothing more is asked, for `reason`: what is left over failed."""
+        self.not_asked = self.planned - self.done - self.failed
+        self.failed += self.not_asked
+        if self.not_asked:
+            self.reasons[f"not asked: {reason}"] = self.not_asked
+
+    def count(self, observations: Iterable[Observation]) -> None:
+        """Take in what came back and is kept."""
+        for observation in observations:
+            if observation.error is None:
+                self.done += 1
+            else:
+                self.failed += 1
+                self.reasons[observation.error] = self.reasons.get(observation.error, 0) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
-    """A plan on one opened target. `lexicons` by concept; `keys` makes the journal's keys."""
+    """A plan on one opened target. `lexicons` by concept; `keys` makes the journal's keys; `modes` holds how a concept is
+    observed where that is not the run's mode."""
 
     plan: Plan
     provider: Provider
     journal: Journal
     lexicons: dict[str, Lexicon]
     keys: KeyMaker
+    modes: dict[str, Mode] = field(default_factory=dict)
+
+    def mode(self, concept: str) -> Mode:
+        """How the concept is observed."""
+        return self.modes.get(concept, self.plan.mode)
 
     @property
     def n_logprobs(self) -> int:
@@ -50,7 +88,7 @@ class Job:
         """
         able = self.provider.info.capabilities
         wanted = self.plan.eval.spec.logprobs
-        if able.mode is Mode.EXACT:
+        if self.plan.mode is Mode.EXACT:
             wanted = min(wanted, max(LISTED_IF_EXACT, self.plan.eval.spec.scoring.k))
         return min(wanted, able.max_logprobs) if able.max_logprobs else wanted
 
@@ -61,16 +99,32 @@ class Job:
 
     def readout(self, concept: str) -> Readout:
         """What is read off the answers to a concept's prompts."""
-        return Readout(lexicon=self.lexicons[concept], n_logprobs=self.n_logprobs)
+        mode = self.mode(concept)
+        n_draws = self.plan.draws if mode.drawn else 0
+        return Readout(lexicon=self.lexicons[concept], n_logprobs=self.n_logprobs, mode=mode, n_draws=n_draws)
+
+    def needs_mode(self, concept: str) -> bool:
+        """Whether the answers to the concept's clean sentences decide how it is observed."""
+        return may_be_amplified(self.plan, self.provider.info, self.lexicons[concept])
+
+    def settle_mode(self, concept: str, clean: Sequence[Observation]) -> bool:
+        """Whether the concept is to be amplified, by what its clean sentences' lists show; from then on it is."""
+        if hidden(clean, self.lexicons[concept]):
+            self.modes[concept] = Mode.AMPLIFIED
+        return concept in self.modes
 
 
 def make_job(plan: Plan, provider: Provider, journal: Journal) -> Job:
     """Resolve every concept on the target before anything is asked; raises CapabilityError for one that it cannot spell."""
+    plan = replace(plan, mode=run_mode(plan, provider.info))
     scoring = plan.eval.spec.scoring
     lexicons = {}
     for name in plan.concepts:
         lexicons[name] = resolve(plan.pack.concept(name), provider.vocabulary, first_token=scoring.first_token)
         require_resolved(lexicons[name], target=provider.info.target, min_resolved=scoring.min_resolved)
+    if plan.mode is Mode.AMPLIFIED:
+        for lexicon in lexicons.values():
+            require_amplifiable(plan, provider.info, lexicon)
     return Job(plan=plan, provider=provider, journal=journal, lexicons=lexicons, keys=KeyMaker(provider.info))
 
 
@@ -80,74 +134,194 @@ def job_batches(job: Job, concept: Concept) -> Iterator[list[Prompt]]:
     Batches are cut by the plan alone, never by what is already journalled: a resumed run then asks exactly the batches that an
     uninterrupted one would have asked, and arithmetic that depends on the batch gives the same numbers.
     """
-    sentences = sentences_of(job.plan, concept)
-    for prompts in (clean_prompts(job.plan, sentences), injected_prompts(job.plan, concept, sentences)):
-        for batch in batches(prompts, job.provider.batch_size):
-            yield with_ids(batch, job.provider)
+    for part in _parts(chain(_clean_batches(job, concept), _injected_batches(job, concept)), len):
+        yield from _with_ids(part, job.provider)
 
 
-def with_ids(prompts: Sequence[Prompt], provider: Provider) -> list[Prompt]:
-    """The prompts with the exact ids to send, where the target's vocabulary is known and ids are accepted."""
+def _clean_batches(job: Job, concept: Concept) -> Iterator[list[Prompt]]:
+    return batches(clean_prompts(job.plan, sentences_of(job.plan, concept)), job.provider.batch_size)
+
+
+def _injected_batches(job: Job, concept: Concept) -> Iterator[list[Prompt]]:
+    return batches(injected_prompts(job.plan, concept, sentences_of(job.plan, concept)), job.provider.batch_size)
+
+
+def _parts(stream: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Consecutive batches that hold `_PLANNED_AT_ONCE` prompts together, or a few more."""
+    part: list[T] = []
+    total = 0
+    for batch in stream:
+        part.append(batch)
+        total += size(batch)
+        if total >= _PLANNED_AT_ONCE:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part
+
+
+def _with_ids(part: Sequence[list[Prompt]], provider: Provider) -> list[list[Prompt]]:
+    """The batches with the exact ids to send, where the target's vocabulary is known and ids are accepted."""
     if provider.vocabulary is None or not provider.info.capabilities.token_ids:
-        return list(prompts)
-    encoded = provider.vocabulary.encode([prompt.text for prompt in prompts])
-    return [replace(prompt, token_ids=ids) for prompt, ids in zip(prompts, encoded, strict=True)]
+        return list(part)
+    encoded = iter(provider.vocabulary.encode([prompt.text for batch in part for prompt in batch]))
+    return [[replace(prompt, token_ids=next(encoded)) for prompt in batch] for batch in part]
 
 
 async def ask_all(job: Job, tally: Tally, on_progress: Callable[[Tally], None]) -> None:
     """Ask what the journal does not hold; at most `concurrency` batches are under way, and none is held afterwards.
 
-    When cancelled, waits for nothing: what came back is in the journal.
+    Returns, raises and is cancelled only after what came back is in the journal.
     """
-    pending: set[asyncio.Task[None]] = set()
+
+    def written(observations: Sequence[Observation]) -> None:
+        tally.count(observations)
+        on_progress(tally)
+
+    outbox = Outbox(job.journal, written)
+    writing = asyncio.create_task(outbox.run())
     try:
-        for name in job.plan.concepts:
-            readout = job.readout(name)
-            for batch in job_batches(job, job.plan.pack.concept(name)):
-                missing = _not_journalled(job, batch, readout, tally)
-                on_progress(tally)
-                if not missing:
-                    continue
-                while len(pending) >= job.provider.concurrency:
-                    pending = await _some(pending)
-                pending.add(asyncio.create_task(_ask(job, missing, readout, tally, on_progress)))
-        while pending:
-            pending = await _some(pending)
+        for stage in _stages(job, tally):
+            planner = _Planner(job, stage, tally, on_progress)
+            try:
+                await _pool([_ask(job, planner, outbox, tally) for _ in range(job.provider.concurrency)], writing)
+            finally:
+                await planner.aclose()
+            await outbox.flush()
     finally:
-        for task in pending:
+        outbox.close()
+        await writing
+
+
+_Stage = Iterator[tuple[Readout, list[Prompt]]]
+
+
+def _stages(job: Job, tally: Tally) -> Iterator[_Stage]:
+    """The batches with what is read off them. Where one stage ends, everything before it is asked and journalled.
+
+    A stage ends behind the clean sentences of each concept whose mode their answers decide.
+    """
+    stage: list[_Stage] = []
+    for name in job.plan.concepts:
+        concept = job.plan.pack.concept(name)
+        stage.append(_read(job, name, _clean_batches(job, concept)))
+        if job.needs_mode(name):
+            yield chain(*stage)
+            stage = []
+            listed = [one for batch in _clean_batches(job, concept) for one in _seen(job, batch, job.readout(name))]
+            if job.settle_mode(name, listed):
+                tally.planned += len(listed)  # the clean sentences are asked once more, as the injected ones will be
+                stage.append(_read(job, name, _clean_batches(job, concept)))
+        stage.append(_read(job, name, _injected_batches(job, concept)))
+    yield chain(*stage)
+
+
+def _read(job: Job, concept: str, stream: Iterator[list[Prompt]]) -> _Stage:
+    """The batches with the concept's readout as it is once the first of them is wanted."""
+    first = next(stream, None)
+    if first is not None:
+        readout = job.readout(concept)
+        yield readout, first
+        for batch in stream:
+            yield readout, batch
+
+
+async def _pool(workers: Sequence[Coroutine[Any, Any, None]], writing: asyncio.Task[None]) -> None:
+    """Let all workers end; if one of them, or the writing, fails before, end the others and raise what it raised."""
+    tasks = {asyncio.create_task(worker) for worker in workers}
+    try:
+        while working := {task for task in tasks if not task.done()}:
+            done, _ = await asyncio.wait({*working, writing}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    finally:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _some(pending: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    """Wait for at least one task; raises what it raised; returns the rest."""
-    done, rest = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    return rest
+async def _ask(job: Job, planner: _Planner, outbox: Outbox, tally: Tally) -> None:
+    """One worker: batch after batch until none is left."""
+    while (work := await planner.next()) is not None:
+        observations = await job.provider.observe(work.prompts, work.readout)
+        tally.sent_tokens += sum(map(n_tokens, work.prompts))
+        await outbox.add(work.keys, observations)
 
 
-def _not_journalled(job: Job, batch: list[Prompt], readout: Readout, tally: Tally) -> list[Prompt]:
-    """The prompts of `batch` without an answer; the answered ones are counted."""
-    keys = job.keys.keys(batch, readout)
-    known = job.journal.get(keys)
-    missing = [p for p, key in zip(batch, keys, strict=True) if key not in known or known[key].error is not None]
-    tally.done += len(batch) - len(missing)
-    tally.from_cache += len(batch) - len(missing)
-    return missing
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """The prompts of one batch that lack an answer, with their keys."""
+
+    prompts: tuple[Prompt, ...]
+    keys: tuple[bytes, ...]
+    readout: Readout
 
 
-async def _ask(job: Job, prompts: list[Prompt], readout: Readout, tally: Tally, on_progress: Callable[[Tally], None]) -> None:
-    observations = await job.provider.observe(prompts, readout)
-    job.journal.put(zip(job.keys.keys(prompts, readout), observations, strict=True))
-    for observation in observations:
-        if observation.error is None:
-            tally.done += 1
-        else:
-            tally.failed += 1
-            tally.reasons[observation.error] = tally.reasons.get(observation.error, 0) + 1
-    tally.sent_tokens += sum(n_tokens(prompt) for prompt in prompts)
-    on_progress(tally)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """Consecutive batches of the plan, as far as they are `missing`; `answered` prompts of them are not."""
+
+    missing: list[_Work]
+    answered: int
+
+
+def _seen(job: Job, batch: list[Prompt], readout: Readout) -> list[Observation]:
+    """What the journal holds for a batch that was cut and not yet encoded."""
+    (encoded,) = _with_ids([batch], job.provider)
+    return journalled(job, encoded, readout)
+
+
+class _Planner:
+    """Hands out a stage's batches. The next part is made ready, in a thread, while the workers are busy with the one before."""
+
+    def __init__(self, job: Job, stage: _Stage, tally: Tally, on_progress: Callable[[Tally], None]) -> None:
+        self._job = job
+        self._parts = _parts(stage, lambda planned: len(planned[1]))
+        self._tally = tally
+        self._on_progress = on_progress
+        self._ready: deque[_Work] = deque()
+        self._coming = asyncio.create_task(asyncio.to_thread(self._next_part))
+
+    async def next(self) -> _Work | None:
+        """The next batch to ask, None when all are handed out."""
+        while not self._ready:
+            coming = self._coming
+            await asyncio.wait([coming])  # a worker that is cancelled while it waits must not take the part along
+            if coming is self._coming:  # the first of those who waited takes it
+                part = coming.result()
+                if part is None:
+                    return None
+                self._coming = asyncio.create_task(asyncio.to_thread(self._next_part))
+                self._ready.extend(part.missing)
+                self._tally.done += part.answered
+                self._tally.from_cache += part.answered
+                self._on_progress(self._tally)
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Return once nothing is being made ready any more."""
+        await asyncio.wait([self._coming])
+        self._coming.exception()
+
+    def _next_part(self) -> _Part | None:
+        """The next part of the plan; None at its end."""
+        planned = next(self._parts, None)
+        if planned is None:
+            return None
+        answered = 0
+        missing = []
+        encoded = iter(_with_ids([batch for _, batch in planned], self._job.provider))
+        for readout, group in groupby(planned, key=lambda one: one[0]):
+            cut = [next(encoded) for _ in group]
+            keys = self._job.keys.keys([prompt for batch in cut for prompt in batch], readout)
+            have = iter(zip(keys, self._job.journal.answered(keys), strict=True))
+            for batch in cut:
+                lacking = [(prompt, key) for prompt, (key, known) in zip(batch, have, strict=False) if not known]
+                answered += len(batch) - len(lacking)
+                if lacking:
+                    prompts, own = zip(*lacking, strict=True)
+                    missing.append(_Work(prompts=prompts, keys=own, readout=readout))
+        return _Part(missing=missing, answered=answered)
 
 
 def n_tokens(prompt: Prompt) -> int:

@@ -62,7 +62,8 @@ class EvalSpec(Strict):
 
     `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has and whose modes
     include the run's is the primary one. `logprobs`: how many tokens are asked for, or the endpoint's limit (the longer the
-    list, the tighter the bounds). `draws`: how many continuations of each prompt are drawn where no list is shown.
+    list, the tighter the bounds). `draws`: how many continuations of each prompt are drawn where no list is shown. `modes`:
+    those in which the eval says anything.
     """
 
     description: str
@@ -75,6 +76,7 @@ class EvalSpec(Strict):
     fresh: Fresh | None = None
     logprobs: PositiveInt = 100
     draws: PositiveInt = 64
+    modes: tuple[Mode, ...] = tuple(Mode)
     scoring: Scoring = Scoring()
     primary: tuple[Primary, ...] = Field(min_length=1)
     contrasts: tuple[Contrast, ...] = ()

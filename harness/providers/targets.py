@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from harness import paths
 from harness.config import Strict, read_toml
@@ -45,12 +45,23 @@ class Serve(Strict):
     memory_gb: PositiveFloat | None = None
 
 
+_VARIABLE = r"^[A-Z_][A-Z0-9_]{0,63}$"
+"""The name of an environment variable. Stricter than systems are: a key that was put in the place of a name must not pass."""
+
+_KEY_HEADERS = frozenset({"authorization", "api-key", "x-api-key", "proxy-authorization", "cookie"})
+
+
 class Prices(Strict):
     """US dollars for a million tokens. `batch_share`: what a batch job costs of that."""
 
     input_per_million: float = Field(default=0.0, ge=0)
     output_per_million: float = Field(default=0.0, ge=0)
     batch_share: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def declared(self) -> bool:
+        """Whether the file says anything but nothing."""
+        return self.input_per_million > 0 or self.output_per_million > 0
 
 
 class Chat(Strict):
@@ -76,7 +87,8 @@ class Claims(Strict):
     """What an endpoint is said to do; the capability probe checks each claim. None: nothing is said, the probe finds out.
 
     `logprobs`: how many likeliest tokens a request may list, 0 for none. `chosen_ids`, `bias_ids`: how many token ids
-    `logprob_token_ids` and `logit_bias` take, 0 for none. `temperature`: whether a temperature may be set.
+    `logprob_token_ids` and `logit_bias` take, 0 for none. `temperature`: whether a temperature may be set. `lists_models`:
+    false where `/models` does not name every model that may be asked for, and so is not looked at.
     """
 
     token_ids: bool | None = None
@@ -86,6 +98,7 @@ class Claims(Strict):
     draws_per_request: PositiveInt | None = None
     bias_ids: int | None = Field(default=None, ge=0)
     temperature: bool | None = None
+    lists_models: bool | None = None
 
 
 class Target(Strict):
@@ -140,8 +153,8 @@ class Endpoint(Strict):
     api: str
     description: str = ""
     base_url: str | None = None
-    base_url_env: str | None = None
-    key_env: str | None = None
+    base_url_env: str | None = Field(default=None, pattern=_VARIABLE)
+    key_env: str | None = Field(default=None, pattern=_VARIABLE)
     auth: Literal["bearer", "api-key", "x-api-key"] = "bearer"
     headers: dict[str, str] = Field(default_factory=dict)
     query: dict[str, str] = Field(default_factory=dict)
@@ -151,6 +164,14 @@ class Endpoint(Strict):
     limits: Limits = Limits()
     prices: Prices = Prices()
     targets: dict[str, Target] = Field(min_length=1)
+
+    @field_validator("headers")
+    @classmethod
+    def _no_key(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in headers:
+            if name.lower() in _KEY_HEADERS:
+                raise ValueError(f"{name} would hold a key: name the key's variable in key_env, and its header in auth")
+        return headers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,10 +218,16 @@ class TargetSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenOptions:
-    """How to open a provider: `dtype` overrides the target's; `note` takes lines meant for the user's stderr."""
+    """How to open a provider: `dtype` overrides the target's; `note` takes lines meant for the user's stderr.
+
+    `max_connections`: instead of the file's `limits.concurrency`. `sending` is called before each request to an endpoint; what
+    it raises stops the request.
+    """
 
     dtype: Dtype | None = None
     note: Callable[[str], None] = lambda _line: None
+    max_connections: int | None = None
+    sending: Callable[[], None] = lambda: None
 
 
 def all_targets() -> dict[str, TargetSpec]:

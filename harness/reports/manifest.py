@@ -35,6 +35,9 @@ def make_manifest(
             "template": plan.template_name,
             "k": job.k,
             "logprobs": job.n_logprobs,
+            "mode": plan.mode,
+            "amplified": sorted(job.modes),
+            "draws": plan.draws if plan.mode.drawn or job.modes else None,
             "first_token": spec.scoring.first_token,
         },
         "pack": {

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harness.errors import StorageError
+from harness.errors import BudgetSpentError, StorageError
 from harness.evals.analysis import Analysis
 from harness.evals.plan import Plan, count_prompts
 from harness.evals.runner import Job, Tally, ask_all, make_job
@@ -20,7 +20,8 @@ from harness.evals.trials import scored_batches
 from harness.paths import cache_dir, make_dir, writing
 from harness.providers.base import Provider
 from harness.providers.embedding import find_embedding
-from harness.providers.targets import Prices, TargetSpec
+from harness.providers.targets import TargetSpec
+from harness.reports.cost import cost
 from harness.reports.examples import ExamplePicker
 from harness.reports.html import render
 from harness.reports.manifest import make_manifest
@@ -66,14 +67,18 @@ async def execute(
     command: str,
     on_progress: Callable[[Tally], None],
 ) -> Finished:
-    """Ask what the journal lacks, then write the run to `out` in one rename. Raises what asking and writing raise."""
+    """Ask what the journal lacks, then write the run to `out` in one rename. A limit that is reached ends the asking, not the
+    run. Raises what asking and writing raise."""
     started, clock = datetime.now(UTC), time.perf_counter()
     with Journal(journal_path(spec.name)) as journal:
         job = make_job(plan, provider, journal)
         tally = Tally(planned=count_prompts(plan))
-        await ask_all(job, tally, on_progress)
+        try:
+            await ask_all(job, tally, on_progress)
+        except BudgetSpentError as exc:
+            tally.stop(f"{exc.limit} is reached")
         asked_s = time.perf_counter() - clock
-        asked = tally.planned - tally.from_cache
+        asked = tally.planned - tally.from_cache - tally.not_asked
         if asked and not tally.failed:
             journal.add_rate(started.isoformat(), asked, asked_s)
         with _replacing(out) as folder:
@@ -82,7 +87,7 @@ async def execute(
             summary = {
                 "run_id": out.name,
                 **analysis.summary(),
-                "cost": _cost(tally, spec.endpoint.prices),
+                "cost": cost(job, tally, spec),
                 "timing": {
                     "asked_s": round(asked_s, 3),
                     "total_s": round(time.perf_counter() - clock, 3),
@@ -97,7 +102,7 @@ async def execute(
 
 def _write_tables(job: Job, spec: TargetSpec, folder: Path) -> tuple[Analysis, ExamplePicker]:
     """Stream the journalled answers through scoring into both tables, the analysis and the examples."""
-    analysis = Analysis(job.plan, spec.name)
+    analysis = Analysis(job.plan, spec.name, job.modes)
     vocabulary = job.provider.vocabulary
     picker = ExamplePicker(seed=job.plan.choice.seed, vocabulary=vocabulary, lexicons=job.lexicons)
     embedding = find_embedding(spec)
@@ -114,13 +119,6 @@ def _write_tables(job: Job, spec: TargetSpec, folder: Path) -> tuple[Analysis, E
                     analysis.add(batch.trials)
             analysis.close_concept(concept)
     return analysis, picker
-
-
-def _cost(tally: Tally, prices: Prices) -> dict[str, Any]:
-    """What was sent in this process: answers from the journal cost nothing. One output token a prompt."""
-    output = tally.planned - tally.from_cache
-    usd = (tally.sent_tokens * prices.input_per_million + output * prices.output_per_million) / 1e6
-    return {"input_tokens": tally.sent_tokens, "output_tokens": output, "usd": round(usd, 6)}
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

@@ -10,19 +10,20 @@ import sys
 
 import xllamacpp
 
-SLOTS = 4
 CONTEXT = 1024
+"""Tokens that a slot holds."""
 
 
-def main(gguf: str, alias: str, api_key: str) -> None:
+def main(gguf: str, alias: str, slots: str, api_key: str) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = gguf
     params.model_alias = {alias}
     params.hostnames = ["127.0.0.1"]
     params.port = 0  # a free one
-    params.n_parallel = SLOTS
-    params.n_ctx = SLOTS * CONTEXT
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = min(4, os.cpu_count() or 1)
+    params.n_parallel = int(slots)
+    params.n_ctx = int(slots) * CONTEXT
+    # Threads wait for each other spinning: on a busy machine two were up to eight times slower than one.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_ram_mib = 64
     params.offline = True
     params.ui = False

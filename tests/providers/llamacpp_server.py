@@ -68,9 +68,13 @@ def write_float32_gguf(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running_llamacpp(gguf: Path, log: Path, *, api_key: str = "") -> Iterator[str]:
-    """The address (no `/v1`) of a server for the file `gguf`, ready to answer; the server is gone afterwards."""
-    command = [str(servers_python()), str(Path(__file__).with_name("llamacpp_serve.py")), str(gguf), SERVED_NAME, api_key]
+def running_llamacpp(gguf: Path, log: Path, *, api_key: str = "", slots: int = 4) -> Iterator[str]:
+    """The address (no `/v1`) of a server for the file `gguf`, ready to answer; the server is gone afterwards.
+
+    `slots`: how many prompts or draws it works on at once.
+    """
+    script = Path(__file__).with_name("llamacpp_serve.py")
+    command = [str(servers_python()), str(script), str(gguf), SERVED_NAME, str(slots), api_key]
     with log.open("wb") as err:
         server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, start_new_session=True, bufsize=0

@@ -50,6 +50,7 @@ class StubServer:
     takes_many: bool = True
     names_ids: bool = True
     lists_models: bool = True
+    draws: bool = True
     vllm_version: str | None = "0.32.0"
     fault: Fault | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -72,16 +73,31 @@ class StubServer:
             return refusal(400, "prompt must be a string or a list of token ids")
         if not self.takes_ids and any(isinstance(one, list) for one in prompts):
             return refusal(400, "prompt must be text")
+        bias = {int(i): value for i, value in body.get("logit_bias", {}).items()}
+        if "logprobs" not in body:
+            if not self.draws:
+                return refusal(400, "logprobs must be set")
+            texts = [self.drawn(self.ids(one), bias) for one in prompts for _ in range(body.get("n", 1))]
+            return web.json_response({"choices": [{"index": i, "text": text} for i, text in enumerate(texts)]})
         k = body["logprobs"]
         if k > self.max_logprobs:
             text = f"Requested sample logprobs of {k}, which is greater than max allowed: {self.max_logprobs}"
             return refusal(400, text)
         by_id = bool(body.get("return_tokens_as_token_ids")) and self.names_ids
         choices = [self.choice(i, self.ids(one), k, by_id) for i, one in enumerate(prompts)]
+        for choice, one in zip(choices, prompts, strict=True):
+            choice["text"] = self.drawn(self.ids(one), bias)
         return web.json_response({"object": "text_completion", "choices": choices[::-1], "system_fingerprint": "fp-1"})
 
     def ids(self, prompt: str | list[int]) -> list[int]:
         return self._tokenizer.encode(prompt).ids if isinstance(prompt, str) else prompt
+
+    def drawn(self, ids: list[int], bias: dict[int, float]) -> str:
+        """The likeliest word under a bias."""
+        logits = stub_logprobs(ids)
+        for i, value in bias.items():
+            logits[i] += value
+        return WORDS[int(np.argmax(logits))]
 
     def choice(self, index: int, ids: list[int], k: int, by_id: bool) -> dict[str, Any]:
         logprobs = stub_logprobs(ids)

@@ -29,9 +29,12 @@ FIRST_BIAS = 6.0
 """Nats that lift a mass of 1 in 400 to one half: where the search for a bias starts when nothing is known of the mass."""
 
 _STEP = 4.0
-_PILOT_DRAWS = 16
+PILOT_DRAWS = 16
 _MAX_PILOTS = 6
-_WORD_TOKENS = 6
+MOST_DRAWS = 128
+"""Draws that a request asks for where the target's file does not say how many it may."""
+
+WORD_TOKENS = 6
 """Tokens that hold a first word of any length that a lexicon has, where a word may be several tokens."""
 
 _FIRST_WORD = re.compile(r"\s*([^\W_]+(?:['’-][^\W_]+)*)")
@@ -45,7 +48,7 @@ class Drawer:
     def __init__(self, spec: TargetSpec, line: Line, able: Capabilities) -> None:
         self._line = line
         self._able = able
-        self._per_request = (spec.claims.draws_per_request or 128) if line.dialect.takes_draws else 1
+        self._per_request = (spec.claims.draws_per_request or MOST_DRAWS) if line.dialect.takes_draws else 1
         self._temperature = None if spec.claims.temperature is False else 1.0
 
     async def observe(self, prompts: Sequence[TextOrIds], readout: Readout, mode: Mode) -> list[Observation]:
@@ -63,7 +66,7 @@ class Drawer:
 
     async def _sampled(self, prompt: TextOrIds, readout: Readout) -> Observation:
         """The first word of each continuation against the lexicon's words: a word of several tokens counts as a whole."""
-        question = Question(n_draws=readout.n_draws, temperature=self._temperature, max_tokens=_WORD_TOKENS)
+        question = Question(n_draws=readout.n_draws, temperature=self._temperature, max_tokens=WORD_TOKENS)
         words = [first_word(text) for text in await self._draws(prompt, question)]
         return _counted(words, readout.lexicon, bias=0.0, mode=Mode.SAMPLED)
 
@@ -75,12 +78,12 @@ class Drawer:
         """
         bias = FIRST_BIAS
         for _ in range(_MAX_PILOTS):
-            seen = await self._biased(prompt, readout.lexicon, bias, _PILOT_DRAWS)
-            if seen.hits in (0, _PILOT_DRAWS) and abs(bias) < MAX_BIAS:
+            seen = await self._biased(prompt, readout.lexicon, bias, PILOT_DRAWS)
+            if seen.hits in (0, PILOT_DRAWS) and abs(bias) < MAX_BIAS:
                 bias = _within(bias + (_STEP if seen.hits == 0 else -_STEP))
                 continue
             assert seen.hits is not None
-            bias = _within(bias - math.log((seen.hits + 0.5) / (_PILOT_DRAWS - seen.hits + 0.5)))
+            bias = _within(bias - math.log((seen.hits + 0.5) / (PILOT_DRAWS - seen.hits + 0.5)))
             break
         return await self._biased(prompt, readout.lexicon, bias, readout.n_draws)
 

@@ -1,36 +1,45 @@
 """Sends requests and brings back JSON: one session, bounded retries, and every way to fail told in one class.
 
-Knows HTTP, not what the requests mean.
+Knows HTTP, not what the requests mean. How fast it sends is `pace`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
+import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import aiohttp
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
+import orjson
 
+from harness.masking import Mask
+from harness.providers.http.pace import JITTER_S, LONGEST_WAIT_S, Pace
+from harness.providers.http.waits import asked_wait_s, used_up_s
 from harness.providers.targets import Endpoint
+from harness.providers.wire.base import BadAnswerError
+from harness.records import Usage
 
 _RETRIED_STATUSES = frozenset({408, 409, 425, 429})
-_LONGEST_WAIT_S = 60.0
+_PUSHED_BACK = frozenset({429, 503, 529})
 _CONNECT_TIMEOUT_S = 10.0
 _LARGEST_BODY = 64 * 1024 * 1024
 """64 prompts with 5,000 log-probabilities each come to 10 MB; more than this is no answer to what we ask."""
 
+_PATIENCE = 4
+"""How many times as often as for other failures a request is sent again that was turned away for the sake of others."""
+
 _LONGEST_REASON = 300
-_jitter = wait_random(0, 0.5)
-_backoff = wait_exponential(multiplier=0.5, max=_LONGEST_WAIT_S) + _jitter
+_MOST_DOUBLINGS = 10
+_BACKOFF_S = 0.25
+_ASK_AGAIN_S = 0.01
+"""An answer that cannot be used does not mean that the endpoint is busy: it is asked again soon."""
 
 
 class Failure(StrEnum):
@@ -60,30 +69,64 @@ class RequestFailedError(Exception):
         """Whether sending the same again may help."""
         if self.failure is Failure.STATUS and self.status is not None:
             return self.status in _RETRIED_STATUSES or self.status >= 500
-        return self.failure is not Failure.UNUSABLE
+        return True
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether the endpoint would answer, but not now: it says so, or says when."""
+        return self.status in (429, 529) or (self.status == 503 and self.retry_after_s is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The JSON of an answer, and how often the request was sent for it."""
+    """The JSON of an answer, the headers it came with, and how often the request was sent for it."""
 
     value: Any
     attempts: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the answer to a request must be: `read` takes it, and raises BadAnswerError for one that is none; then it is asked
+    for again. `largest`: bytes at which no more of it is read. `tokens`: how many the request holds, about."""
+
+    read: Callable[[Any], None]
+    largest: int = _LARGEST_BODY
+    tokens: int = 0
+
+
+ANYTHING = Expected(read=lambda _: None)
 
 
 class Transport:
-    """One session to one endpoint. `key` goes out in the header that the endpoint declares, and nowhere else."""
+    """One session to one endpoint. `key` goes out in the header that the endpoint declares, and nowhere else.
+
+    `sending` is called before each request goes out, and may raise. `max_connections`: how many are under way at once, whatever
+    the endpoint's limits say; None: its pace is found. `usage` counts what was refused; the rest of it is the line's to count.
+    """
 
     def __init__(
-        self, endpoint: Endpoint, key: str | None = None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        endpoint: Endpoint,
+        key: str | None = None,
+        *,
+        max_connections: int | None = None,
+        sending: Callable[[], None] | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         limits = endpoint.limits
+        if max_connections is not None:
+            limits = limits.model_copy(update={"concurrency": max_connections})
+        self.pace = Pace(limits, fixed=max_connections is not None, sleep=sleep)
         self._limits = limits
-        self._key = key
+        self.usage = Usage()
+        self._mask = Mask(key)
+        self._sending = sending
         self._sleep = sleep
-        self._query = endpoint.query
+        self._query = endpoint.query or None
         self._session = aiohttp.ClientSession(
-            headers={**endpoint.headers, **_credentials(endpoint, key)},
+            headers={"Content-Type": "application/json", **endpoint.headers, **_credentials(endpoint, key)},
             connector=aiohttp.TCPConnector(limit=limits.concurrency),
             timeout=aiohttp.ClientTimeout(total=limits.timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -95,56 +138,60 @@ class Transport:
 
     async def get(self, url: str, *, attempts: int | None = None) -> Answer:
         """The JSON at `url`. Nobody listening, or nobody answering in time, is final: this is how one looks who is there."""
-        return await self._send("GET", url, None, attempts=attempts, patient=False)
+        return await self._send(url, None, ANYTHING, _Tries(attempts or self._limits.attempts, patient=False))
 
-    async def post(self, url: str, body: Any, *, attempts: int | None = None) -> Answer:
+    async def post(self, url: str, body: Any, *, attempts: int | None = None, expect: Expected = ANYTHING) -> Answer:
         """Send `body` as JSON; `attempts` None: as the limits say. Raises RequestFailedError when they are used up."""
-        data = json.dumps(body, separators=(",", ":")).encode()
-        return await self._send("POST", url, data, attempts=attempts, patient=True)
+        return await self._send(url, _dumps(body), expect, _Tries(attempts or self._limits.attempts, patient=True))
 
     def clean(self, text: str, longest: int = _LONGEST_REASON) -> str:
         """A foreign text fit for a message: without the key, on one line, printable, at most `longest` characters."""
-        if self._key:
-            text = text.replace(self._key, "***")  # before anything is cut off: half a key would not be found
+        text = self._mask.text(text)  # before anything is cut off: half a key would not be found
         printable = "".join(char if char.isprintable() else " " for char in text[: 4 * longest])
         line = " ".join(printable.split())
         return line if len(line) <= longest else line[:longest] + "..."
 
-    async def _send(self, method: str, url: str, data: bytes | None, *, attempts: int | None, patient: bool) -> Answer:
-        def again(exc: BaseException) -> bool:
-            if not isinstance(exc, RequestFailedError) or not exc.retryable:
-                return False
-            return patient or exc.failure not in (Failure.UNREACHABLE, Failure.SILENT)
+    async def _send(self, url: str, data: bytes | None, expect: Expected, tries: _Tries) -> Answer:
+        while True:
+            number = await self.pace.enter(expect.tokens)
+            try:
+                if self._sending is not None:
+                    self._sending()
+                self.usage.requests += 1
+                start = time.perf_counter()
+                value, headers = await self._attempt(url, data, expect.largest)
+                expect.read(value)
+                self.pace.succeeded(time.perf_counter() - start)
+                return Answer(value=value, attempts=tries.made + 1, headers=headers)
+            except RequestFailedError as exc:
+                failed = exc
+            except BadAnswerError as exc:
+                failed = RequestFailedError(Failure.UNUSABLE, self.clean(f"bad answer: {exc}"))
+                failed.__cause__ = exc
+            finally:
+                self.pace.leave()
+            if failed.status in _PUSHED_BACK:
+                self.pace.pushed_back(number, failed.retry_after_s)
+            wait_s = tries.failed(failed)  # raises it where nothing is left to try
+            if wait_s is not None:
+                await self._sleep(wait_s)
 
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(attempts or self._limits.attempts),
-            wait=_wait_s,
-            retry=retry_if_exception(again),
-            sleep=self._sleep,
-            reraise=True,
-        )
-        number = 0
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    number = attempt.retry_state.attempt_number
-                    value = await self._attempt(method, url, data)
-        except RequestFailedError as exc:
-            exc.attempts = number
-            raise
-        return Answer(value=value, attempts=number)
-
-    async def _attempt(self, method: str, url: str, data: bytes | None) -> Any:
-        headers = {"Content-Type": "application/json"} if data is not None else None
+    async def _attempt(self, url: str, data: bytes | None, largest: int) -> tuple[Any, Mapping[str, str]]:
         with self._mapped():
             async with self._session.request(
-                method, url, data=data, headers=headers, params=self._query or None, allow_redirects=False
+                "GET" if data is None else "POST", url, data=data, params=self._query, allow_redirects=False
             ) as response:
-                body = await _read_body(response)
+                body = await _read_body(response, largest)
         if response.status >= 300:
+            self.usage.refused += data is not None
             raise self._refusal(response, body)
+        if any(b"imit-" in name for name, _ in response.raw_headers):  # x-ratelimit-..., in whatever case
+            left_s = used_up_s(response.headers)
+            if left_s is not None:
+                self.pace.hold(left_s)
+        body = self._mask.body(body)
         try:
-            return json.loads(body)
+            return _loads(body), response.headers
         except (ValueError, RecursionError) as exc:  # RecursionError: thousands of nested brackets
             excerpt = self.clean(body.decode(errors="replace"), longest=80)
             raise RequestFailedError(Failure.UNREADABLE, f"the answer is not JSON: {excerpt!r}") from exc
@@ -159,7 +206,7 @@ class Transport:
             Failure.STATUS,
             self.clean(reason),
             status=response.status,
-            retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+            retry_after_s=asked_wait_s(response.headers),
         )
 
     @contextmanager
@@ -185,36 +232,70 @@ def _credentials(endpoint: Endpoint, key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if endpoint.auth == "bearer" else {endpoint.auth: key}
 
 
-async def _read_body(response: aiohttp.ClientResponse) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > _LARGEST_BODY:
-            raise RequestFailedError(Failure.UNUSABLE, f"the answer is larger than {_LARGEST_BODY >> 20} MB")
-        chunks.append(chunk)
-    return b"".join(chunks)
+class _Tries:
+    """How often one request may still be sent, by what went wrong with it.
 
+    Being turned away for the sake of others says nothing about the request: `_PATIENCE` times as often before it counts.
+    """
 
-def _wait_s(state: RetryCallState) -> float:
-    """Seconds until the next attempt: what the endpoint asked for, else exponential."""
-    failed = state.outcome.exception() if state.outcome else None
-    asked = failed.retry_after_s if isinstance(failed, RequestFailedError) else None
-    return _backoff(state) if asked is None else min(asked, _LONGEST_WAIT_S) + _jitter(state)
+    def __init__(self, attempts: int, *, patient: bool) -> None:
+        self._attempts = attempts
+        self._patient = patient
+        self._away = 0
+        self._bad = 0
 
+    @property
+    def made(self) -> int:
+        """Attempts that failed."""
+        return self._away + self._bad
 
-def _retry_after_s(header: str | None) -> float | None:
-    """The header `Retry-After` in seconds from now; it holds a number of seconds or a date."""
-    if header is None:
-        return None
-    try:
-        seconds = float(header)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header).timestamp() - time.time()
-        except ValueError:
+    def failed(self, failed: RequestFailedError) -> float | None:
+        """Count a failure. Seconds until the next attempt, None: when the pace allows. Raises `failed` where there is none."""
+        away = failed.turned_away
+        self._away += away
+        self._bad += not away
+        failed.attempts = self.made
+        used_up = self._away >= self._attempts * _PATIENCE or self._bad >= self._attempts
+        final = not self._patient and failed.failure in (Failure.UNREACHABLE, Failure.SILENT)
+        if used_up or final or not failed.retryable:
+            raise failed
+        if away and failed.retry_after_s is not None:
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+        soon = failed.failure in (Failure.UNREADABLE, Failure.UNUSABLE)
+        first_s = _ASK_AGAIN_S if soon else _BACKOFF_S
+        wait_s = min(first_s * 2.0 ** min(self._away if away else self._bad, _MOST_DOUBLINGS), LONGEST_WAIT_S)
+        return wait_s + random.uniform(0, first_s if soon else JITTER_S)
+
+
+def _dumps(body: Any) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # text that is no Unicode, such as half of a pair of surrogates
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return json.loads(body)  # NaN and its like, which some servers write
+
+
+async def _read_body(response: aiohttp.ClientResponse, largest: int) -> bytes:
+    """The body; one that is too large is not read to its end, and its connection is closed."""
+    stream = response.content
+    body = await stream.readany()
+    if stream.at_eof() and len(body) <= largest:
+        return body
+    chunks, size = [body], len(body)
+    if (response.content_length or 0) > largest:
+        size = largest + 1
+    while size <= largest and (chunk := await stream.readany()):
+        chunks.append(chunk)
+        size += len(chunk)
+    if size > largest:
+        raise RequestFailedError(Failure.UNUSABLE, f"the answer is larger than {largest / (1 << 20):.3g} MB")
+    return b"".join(chunks)
 
 
 def _said(body: bytes) -> str:

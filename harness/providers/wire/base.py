@@ -42,11 +42,12 @@ class Question:
 
 class Dialect(Protocol):
     """The wire format of one API. `path` is joined to the endpoint's address; `takes_many`: several prompts fit one request;
-    `takes_draws`: one request may ask for several draws."""
+    `takes_draws`: one request may ask for several draws; `gives_lists`: it has log-probabilities at all."""
 
     path: str
     takes_many: bool
     takes_draws: bool
+    gives_lists: bool
 
     def request(self, model: str, prompts: Sequence[TextOrIds], question: Question) -> dict[str, Any]:
         """The body that puts `question` to each prompt (texts or token ids, not both)."""

@@ -21,6 +21,7 @@ class ChatCompletions:
     path = "/chat/completions"
     takes_many = False
     takes_draws = True
+    gives_lists = True
 
     def __init__(self, form: Chat) -> None:
         self._form = form
@@ -55,7 +56,13 @@ class ChatCompletions:
 
     def draws(self, answer: object, n_prompts: int, question: Question) -> list[list[str]]:
         """The drawn continuations of the prompt."""
-        return [[_content(choice) for choice in choices_of(answer, n_prompts * question.n_draws)]]
+        choices = choices_of(answer, n_prompts * question.n_draws)
+        texts = [_content(choice) for choice in choices]
+        if question.max_tokens > 1 and any(
+            not text and choice.get("finish_reason") == "length" for text, choice in zip(texts, choices, strict=True)
+        ):
+            raise BadAnswerError(f"no text within {question.max_tokens} tokens: the model spends them before it says a word")
+        return [texts]
 
 
 def only_text(prompts: Sequence[TextOrIds]) -> str:

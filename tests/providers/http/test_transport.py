@@ -12,8 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from harness.providers.http import transport as transport_module
-from harness.providers.http.transport import Answer, Failure, RequestFailedError, Transport
+from harness.providers.http.transport import ANYTHING, Answer, Expected, Failure, RequestFailedError, Transport
 from harness.providers.targets import Endpoint, Limits, Target
 
 from ..stub_server import StubServer, drop, first, hang, raw, refusal, status
@@ -26,7 +25,7 @@ def endpoint(limits: Limits) -> Endpoint:
 
 
 def send(
-    stub: StubServer, *, attempts: int = 4, timeout_s: float = 5.0, key: str | None = KEY
+    stub: StubServer, *, attempts: int = 4, timeout_s: float = 5.0, key: str | None = KEY, expect: Expected = ANYTHING
 ) -> tuple[Answer | RequestFailedError, list[float]]:
     """Post one request; (the answer or the failure, the waits between attempts)."""
     waits: list[float] = []
@@ -39,7 +38,7 @@ def send(
             transport = Transport(endpoint(Limits(attempts=attempts, timeout_s=timeout_s)), key, sleep=sleep)
             try:
                 body = {"prompt": "w1", "logprobs": 3, "model": "stub-model"}
-                return await transport.post(f"{stub.base_url}/completions", body)
+                return await transport.post(f"{stub.base_url}/completions", body, expect=expect)
             except RequestFailedError as exc:
                 return exc
             finally:
@@ -108,13 +107,12 @@ def test_silence_ends_in_a_failure_that_names_the_time() -> None:
     assert failed.reason == "no answer within 0.1 s"
 
 
-def test_a_body_above_the_limit_is_cut_off_and_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport_module, "_LARGEST_BODY", 1 << 20)
+def test_a_body_above_the_limit_is_cut_off_and_asked_for_again_within_bounds() -> None:
     stub = StubServer(fault=raw('"' + "x" * (1 << 20) + '"'))
-    failed = failure(stub)
+    failed = failure(stub, attempts=3, expect=Expected(read=lambda _: None, largest=1 << 20))
     assert failed.failure is Failure.UNUSABLE
     assert failed.reason == "the answer is larger than 1 MB"
-    assert len(stub.requests) == 1
+    assert failed.attempts == len(stub.requests) == 3
 
 
 def test_a_redirect_is_not_followed() -> None:

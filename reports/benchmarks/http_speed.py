@@ -1,0 +1,260 @@
+"""How many prompts a second go over HTTP: a bare aiohttp loop, this harness with its journal, lm-eval and Inspect AI.
+
+    python reports/benchmarks/http_speed.py
+
+All ask one endpoint that answers at once, in a process of its own, so that what is measured is the client. Each figure comes
+from a process of its own, and rounds take turns. The bare loop sends the bodies that the harness sends, made in advance, and
+parses the answers with `json`; the harness plans, encodes, asks, decodes, checks and journals. Peers are installed by pip into
+an environment of their own; one that cannot be is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CONNECTIONS = 64
+SIZES = {1: 12, 32: 22}
+"""Injections and sentences for each concept and arm, by the prompts a request: about 30,000 and 80,000 prompts."""
+
+PEERS = {"lm-eval": "lm_eval[api]", "inspect": "inspect-ai openai"}
+LM_EVAL_BATCHES = (1, 32, 128)
+
+
+# What one process measures
+
+
+def plan_for(batch: int) -> Any:
+    """The lexical pack's plan, cut to a size."""
+    from harness.evals.plan import Choice, make_plan
+    from harness.evals.spec import find_eval
+    from harness.packs.pack import find_pack
+
+    return make_plan(find_eval("transfer"), find_pack("lexical"), Choice(full=True, limit=SIZES[batch]))
+
+
+def texts_of(plan: Any) -> list[str]:
+    """Every prompt's text."""
+    from harness.evals.plan import clean_prompts, injected_prompts, sentences_of
+
+    texts = []
+    for name in plan.concepts:
+        concept = plan.pack.concept(name)
+        sentences = sentences_of(plan, concept)
+        texts += [prompt.text for prompt in clean_prompts(plan, sentences)]
+        texts += [prompt.text for prompt in injected_prompts(plan, concept, sentences)]
+    return texts
+
+
+def write_tokenizer(path: Path) -> None:
+    """A byte-level BPE of the kind that GPT-2 and Llama have, learnt from the prompts."""
+    from stub_endpoint import N_IDS
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=N_IDS, min_frequency=1, show_progress=False, initial_alphabet=alphabet)
+    plan = plan_for(1)
+    words = [f" {word}" for name in plan.concepts for word in sorted(plan.pack.concept(name).words)]
+    tokenizer.train_from_iterator(words + texts_of(plan)[::10], trainer)
+    tokenizer.save(str(path))
+
+
+async def bare(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
+    """(prompts, seconds) of a loop that sends and parses."""
+    import aiohttp
+    from stub_endpoint import MODEL, N_LOGPROBS
+
+    from harness.providers.vocabulary import Vocabulary
+    from harness.providers.wire.base import Question
+    from harness.providers.wire.completions import Completions
+
+    vocabulary = Vocabulary.load(tokenizer)
+    ids = vocabulary.encode(texts_of(plan_for(batch)))
+    question = Question(n_logprobs=N_LOGPROBS, vocabulary=vocabulary)
+    requests = [Completions().request(MODEL, ids[i : i + batch], question) for i in range(0, len(ids), batch)]
+    bodies = iter([json.dumps(request, separators=(",", ":")).encode() for request in requests])
+    headers = {"Content-Type": "application/json"}
+
+    async def worker(session: aiohttp.ClientSession) -> None:
+        for body in bodies:
+            async with session.post(f"{url}/completions", data=body, headers=headers) as response:
+                json.loads(await response.read())
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONNECTIONS)) as session:
+        start = time.perf_counter()
+        await asyncio.gather(*(worker(session) for _ in range(CONNECTIONS)))
+        return len(ids), time.perf_counter() - start
+
+
+async def ours(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
+    """(prompts, seconds) of the harness, from an opened target to the last answer in the journal."""
+    from stub_endpoint import MODEL
+
+    from harness import paths
+    from harness.evals.plan import count_prompts
+    from harness.evals.runner import Tally, ask_all, make_job
+    from harness.providers.http.opening import open_completions
+    from harness.providers.targets import Endpoint, OpenOptions, TargetSpec
+    from harness.store import Journal
+
+    endpoint = Endpoint.model_validate(
+        {
+            "api": "completions",
+            "base_url": url,
+            "limits": {"concurrency": CONNECTIONS, "prompts_per_request": batch},
+            "targets": {"stub": {"model": MODEL, "tokenizer": str(tokenizer)}},
+        }
+    )
+    found = paths.Found(name="stub", path=Path("stub.toml"), origin="project")
+    spec = TargetSpec(name="stub", target=endpoint.targets["stub"], endpoint_name="stub", endpoint=endpoint, found=found)
+    provider = await open_completions(spec, OpenOptions())
+    with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.sqlite") as journal:
+        job = make_job(plan_for(batch), provider, journal)
+        tally = Tally(planned=count_prompts(job.plan))
+        start = time.perf_counter()
+        await ask_all(job, tally, lambda _: None)
+        seconds = time.perf_counter() - start
+        assert tally.done == tally.planned == journal.count(), tally
+    await provider.aclose()
+    return tally.done, seconds
+
+
+def measure(client: str, url: str, batch: int, tokenizer: Path) -> None:
+    """Print what one client did as JSON."""
+    prompts, seconds = asyncio.run({"bare": bare, "ours": ours}[client](url, batch, tokenizer))
+    report(prompts, seconds)
+
+
+def report(prompts: int, seconds: float) -> None:
+    """One line that the process above reads."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"prompts": prompts, "per_s": prompts / seconds, "peak_mib": peak}))
+
+
+# All of them
+
+
+@contextmanager
+def endpoint() -> Iterator[str]:
+    """The stub endpoint's address."""
+    process = subprocess.Popen([sys.executable, str(HERE / "stub_endpoint.py")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def run(python: Path | str, script: str, *arguments: object) -> dict[str, float] | None:
+    """What a process of its own measured; None, and its last words, where it failed."""
+    done = subprocess.run(
+        [str(python), str(HERE / script), *map(str, arguments)], capture_output=True, text=True, cwd=HERE, check=False
+    )
+    if done.returncode:
+        print("\n".join(done.stderr.strip().splitlines()[-3:]), file=sys.stderr)
+        return None
+    measured: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return measured
+
+
+def installed(name: str, requirements: str, folder: Path) -> Path | None:
+    """The interpreter of an environment that holds a peer; None where pip cannot install it."""
+    python = folder / name / "bin" / "python"
+    if not python.exists():
+        venv.create(folder / name, with_pip=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements.split()]
+        if subprocess.run(command, check=False).returncode:
+            print(f"{name}: pip cannot install {requirements}; left out")
+            (folder / name / "bin" / "python").unlink()
+            return None
+    return python
+
+
+def line(name: str, batch: int, results: Sequence[dict[str, float]]) -> str:
+    """The median and the range of the rounds."""
+    rates = [result["per_s"] for result in results]
+    peak = max(result["peak_mib"] for result in results)
+    spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+    return f"  {name:10} {batch:4} a request {statistics.median(rates):9,.0f}/s  ({spread}), peak memory {peak:,.0f} MiB"
+
+
+def compare(url: str, tokenizer: Path, rounds: int) -> dict[int, float]:
+    """Bare and ours in turns; our median rates."""
+    best = {}
+    for batch in SIZES:
+        pairs = []
+        for _ in range(rounds):
+            pair = [
+                run(sys.executable, "http_speed.py", "--measure", client, url, batch, tokenizer) for client in ("bare", "ours")
+            ]
+            if None in pair:
+                sys.exit(1)
+            pairs.append([one for one in pair if one is not None])
+        ratios = [mine["per_s"] / theirs["per_s"] for theirs, mine in pairs]
+        for i, name in enumerate(("bare", "ours")):
+            print(line(name, batch, [pair[i] for pair in pairs]))
+        print(f"  ours / bare: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        best[batch] = statistics.median(pair[1]["per_s"] for pair in pairs)
+    return best
+
+
+def compare_peers(url: str, folder: Path, mine: dict[int, float]) -> None:
+    """Each peer at its best against us at our best, and at one prompt a request."""
+    for name, requirements in PEERS.items():
+        python = installed(name, requirements, folder)
+        if python is None:
+            continue
+        rates = {}
+        for batch in LM_EVAL_BATCHES if name == "lm-eval" else (1,):
+            result = run(python, "http_speed_peers.py", name, url, batch)
+            if result is not None:
+                rates[batch] = result["per_s"]
+                print(line(name, batch, [result]))
+        if rates:
+            best = max(rates.values())
+            print(
+                f"  ours / {name} at its best: {max(mine.values()) / best:.1f}; ours at 1 a request: {mine[1] / best:.1f}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--peers-in", type=Path, help="keep the peers' environments in this folder")
+    parser.add_argument("--measure", nargs=4, metavar=("CLIENT", "URL", "BATCH", "TOKENIZER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        client, url, batch, tokenizer = options.measure
+        return measure(client, url, int(batch), Path(tokenizer))
+    with tempfile.TemporaryDirectory() as name, endpoint() as url:
+        folder = Path(name)
+        write_tokenizer(folder / "tokenizer.json")
+        print(f"{CONNECTIONS} connections, 30 log-probabilities an answer, Python {sys.version.split()[0]}")
+        mine = compare(url, folder / "tokenizer.json", options.rounds)
+        if not options.no_peers:
+            compare_peers(url, options.peers_in or folder, mine)
+    return None
+
+
+if __name__ == "__main__":
+    main()
