@@ -156,11 +156,16 @@ async def _first_list(form: Form) -> First | str:
 
 
 async def _first_draw(form: Form) -> First | str:
-    """The first draw, or why there is none."""
+    """The first draw, or why there is none. Only draws that are empty again and again say that answers come out too short: the
+    form of the requests must not hang on one draw."""
+    empty = 0
     while True:
         seen = await draw(form.line, PROBE_TEXT, Question(n_draws=1, temperature=1.0))
         if not isinstance(seen, Refused):
             (text,), answer = seen
+            empty += not text
+            if not text and empty < _TRIES:
+                continue
             if text or not form.lengthen():
                 return First(answer=answer, drawn=text)
             form.notes.append(f"answers of one token are empty: they may be {_MORE_TOKENS} tokens long")
