@@ -55,6 +55,10 @@ _PLAIN = (
 )
 
 
+Block = tuple[int, bytes, bytes, bytes]
+"""How many answers, the keys, which ones failed, and the observations: a row of the journal."""
+
+
 class KeyMaker:
     """Makes journal keys for one target: 16 bytes of BLAKE2b over endpoint, model, revision, tokenizer, settings, what is
     read off, and the exact ids (or text) of the prompt.
@@ -145,11 +149,13 @@ class Journal:
     def put(self, answers: Iterable[tuple[bytes, Observation]]) -> None:
         """Keep `answers` in one transaction. Of several under one key the first answer counts, else the last failure."""
         pairs = list(answers)
-        if not pairs:
-            return
-        row = _row([key for key, _ in pairs], [observation for _, observation in pairs])
+        if pairs:
+            self.write(pack(pairs))
+
+    def write(self, block: Block) -> None:
+        """Keep what `pack` packed: all that waits for the disk, without the interpreter's lock."""
         with self._errors():
-            self._insert(row)
+            self._insert(block)
 
     def add_rate(self, at: str, prompts: int, seconds: float) -> None:
         """Remember how fast a run was asked, for the next estimate."""
@@ -163,8 +169,8 @@ class Journal:
         seconds = sum(row[1] for row in rows)
         return sum(row[0] for row in rows) / seconds if seconds else None
 
-    def _insert(self, row: tuple[int, bytes, bytes, bytes]) -> None:
-        self._db.execute("INSERT INTO blocks (answered, keys, failed, data) VALUES (?, ?, ?, ?)", row)
+    def _insert(self, block: Block) -> None:
+        self._db.execute("INSERT INTO blocks (answered, keys, failed, data) VALUES (?, ?, ?, ?)", block)
 
     def _look_for_new_blocks(self) -> None:
         """Take in what was put since the last look, here or by another process."""
@@ -182,7 +188,7 @@ class Journal:
         rows = self._db.execute(f"SELECT {', '.join(names)} FROM answers")
         while part := rows.fetchmany(512):
             found = [dict(zip(names, row, strict=True)) for row in part]
-            self._insert(_row([row.pop("key") for row in found], [_of_row(row) for row in found]))
+            self._insert(pack([(row.pop("key"), _of_row(row)) for row in found]))
         self._db.execute("DROP TABLE answers")
         self._db.execute("COMMIT")
 
@@ -284,8 +290,10 @@ class _Block:
         return Observation(token_ids=ids, logprobs=self._logprobs[self._from[place] : self._from[place + 1]], **fields)
 
 
-def _row(keys: Sequence[bytes], observations: Sequence[Observation]) -> tuple[int, bytes, bytes, bytes]:
-    """The columns of a block, without its id."""
+def pack(answers: Sequence[tuple[bytes, Observation]]) -> Block:
+    """A block of answers under their keys."""
+    observations = [observation for _, observation in answers]
+    keys = [key for key, _ in answers]
     if set(map(len, keys)) != {KEY_BYTES}:
         raise ValueError(f"a key of the journal has {KEY_BYTES} bytes")
     failed = bytes(observation.error is not None for observation in observations)

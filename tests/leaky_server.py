@@ -44,7 +44,8 @@ class LeakyServer:
     """Says the key in `place`: error, page, redirect, header, text, model, version or models; nowhere for None.
 
     `spares_probe`: the probe is answered well, so that it is the run's own prompts that meet the leak. `status` is that of
-    errors. `keys`: what came in the header that carries the key.
+    errors. `keys`: what came in the header that carries the key. `received` counts all requests, `answered` those that were
+    given an answer to count.
     """
 
     auth: str = "Authorization"
@@ -53,10 +54,23 @@ class LeakyServer:
     status: int = 500
     hang_s: float = 0.0
     keys: set[str] = field(default_factory=set)
+    tells_usage: bool = True
+    received: int = 0
     answered: int = 0
+    most_at_once: int = 0
+    _under_way: int = 0
     base_url: str = ""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.received += 1
+        self._under_way += 1
+        self.most_at_once = max(self.most_at_once, self._under_way)
+        try:
+            return await self._answer(request)
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
         key = request.headers.get(self.auth, "").removeprefix("Bearer ")
         self.keys.add(key)
         body = await request.text()
@@ -77,6 +91,8 @@ class LeakyServer:
             return web.Response(status=404, text="Not Found")
         self.answered += 1
         data = form(json.loads(body), leak if place == "text" else None)
+        if not self.tells_usage:
+            del data["usage"]
         data |= {"model": f"m {leak}" if place == "model" else "m"}
         data |= {"system_fingerprint": leak if place == "text" else "fp"}
         headers = dict.fromkeys(("X-Debug", "X-RateLimit-Remaining-Requests", "X-Request-Id", "Set-Cookie"), leak)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 
+from harness.cli.main import execute
+from harness.reports import run as run_module
 from harness.store import Journal
+
+from .faults.fault_server import fault_command
 
 LONGEST_WAIT_S = 60.0
 
@@ -31,14 +39,15 @@ def answers(cache: Path, target: str) -> int:
         return journal.count()
 
 
-def killed(argv: list[str], env: dict[str, str], cwd: Path, after_s: float) -> bool:
-    """Start the command, kill it `after_s` seconds after that; whether it was still running."""
-    process = subprocess.Popen(argv, env=env, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+def killed(argv: list[str], cache: Path, target: str, *, at: int) -> bool:
+    """Start the command, kill it once the journal holds `at` answers; whether it was still running."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(argv, env=environment(cache), **quiet)  # type: ignore[call-overload]
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while process.poll() is None and answers(cache, target) < at and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    return bool(process.wait() == -signal.SIGKILL)
 
 
 def slow_target(project: Path) -> None:
@@ -58,16 +67,15 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_trials_and_asks_nothi
     slow_target(project)
     sizes = ("--concept", "animal", "--concept", "food", "--limit", "8")
     whole = command("slow", project / "whole", *sizes)
-    started = time.perf_counter()
     subprocess.run(whole, env=environment(project / "cache-whole"), cwd=project, check=True, capture_output=True)
-    duration_s = time.perf_counter() - started
+    planned = answers(project / "cache-whole", "slow")
 
     rng = random.Random(seed)
     cache, argv = project / "cache", command("slow", project / "resumed", *sizes)
     kept = [0]
-    while len(kept) < 5 and killed(argv, environment(cache), project, after_s=rng.uniform(0.3, 0.8) * duration_s):
-        kept.append(answers(cache, "slow"))
-        assert not (project / "resumed").exists() or kept[-1] == answers(project / "cache-whole", "slow")
+    for at in sorted(rng.sample(range(1, planned * 3 // 4), 4)):
+        if killed(argv, cache, "slow", at=at):
+            kept.append(answers(cache, "slow"))
     assert len(kept) > 1, "no run was killed"
     assert kept == sorted(kept), "what was journalled stays"
     in_journal = answers(cache, "slow")
@@ -135,3 +143,189 @@ def test_ctrl_c_ends_a_run_cleanly_and_keeps_what_came_back(project: Path) -> No
     assert kept > 0
     done = subprocess.run(argv, env=environment(project / "cache"), cwd=project, check=True, capture_output=True, text=True)
     assert f"{kept} of them from the journal" in done.stderr
+
+
+FORKS = """
+import json, os, signal, sys, time
+import harness.cli.run
+from harness.cli.main import execute
+for line in sys.stdin:
+    argv, log, after_s = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os._exit(execute(argv))
+    print(child, flush=True)
+    end = time.monotonic() + (after_s or 60)
+    done = 0
+    while not done and time.monotonic() < end:
+        time.sleep(0.002)
+        done, status = os.waitpid(child, os.WNOHANG)
+    if not done:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+"""Runs commands as processes that share the time which Python takes to start, and kills them: pids and exit codes on stdout."""
+
+FAULTY = """
+api = "completions"
+base_url = "{url}"
+[limits]
+attempts = 12
+concurrency = 2
+prompts_per_request = 4
+[targets.faulty]
+model = "fault-model"
+tokenizer = "{tokenizer}"
+"""
+
+
+@contextmanager
+def forks(cache: Path, cwd: Path) -> Iterator[Callable[..., int]]:
+    """Call with the arguments of a command, and when to kill it, in seconds or in answers; the exit code."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", FORKS], env=environment(cache), cwd=cwd, **pipes) as process:  # type: ignore[call-overload]
+
+        def run(argv: list[str], *, after_s: float | None = None, after_answers: int | None = None) -> int:
+            process.stdin.write(json.dumps([argv, str(cwd / "log"), after_s]) + "\n")
+            process.stdin.flush()
+            pid = int(process.stdout.readline())
+            if after_answers is not None:
+                while answers(cache, "faulty") < after_answers:
+                    time.sleep(0.005)
+                os.kill(pid, signal.SIGKILL)
+            return int(process.stdout.readline())
+
+        yield run
+
+
+def test_a_run_over_http_killed_at_20_random_moments_ends_with_the_trials_of_one_that_was_not(project: Path) -> None:
+    (project / "providers").mkdir()
+    faults = (
+        "--rate",
+        "0.3",
+        "--faults",
+        "slow-drip,nan,truncated-json,fewer-choices,other-model,empty-lists",
+        "--drip-s",
+        "0.05",
+    )
+    rng = random.Random(20)
+    with fault_command(*faults, "--max-logprobs", "40", "--tokenizer", str(project / "tokenizer")) as url:
+        text = FAULTY.format(url=url, tokenizer=project / "tokenizer")
+        (project / "providers/faulty.toml").write_text(text)
+        argv = ["run", "--pack", "lexical", "--target", "faulty", "--concept", "animal", "--concept", "food", "--limit", "5"]
+        with forks(project / "cache-whole", project) as run:
+            started = time.monotonic()
+            assert run([*argv, "--out", "whole"]) == 0
+            longest_s = time.monotonic() - started
+        planned = answers(project / "cache-whole", "faulty")
+        with forks(project / "cache", project) as run:
+            assert run([*argv, "--out", "resumed"], after_answers=rng.randrange(1, planned // 2)) == -signal.SIGKILL
+            kept = [answers(project / "cache", "faulty")]
+            for _ in range(80):
+                if run([*argv, "--out", "resumed"], after_s=rng.uniform(0, longest_s)) == -signal.SIGKILL:
+                    kept.append(answers(project / "cache", "faulty"))
+                    if len(kept) == 20:
+                        break
+                else:
+                    longest_s *= 0.8  # it has less and less to ask
+            assert len(kept) == 20
+            assert kept == sorted(kept)
+            assert run([*argv, "--out", "resumed"]) == 0
+    assert 0 < kept[0] < planned
+    assert answers(project / "cache", "faulty") == planned
+    counts = json.loads((project / "resumed/manifest.json").read_text())["counts"]
+    assert (counts["done"], counts["failed"]) == (planned, 0)
+    assert (project / "resumed/trials.parquet").read_bytes() == (project / "whole/trials.parquet").read_bytes()
+    assert not list(project.glob(".resumed*"))
+
+
+def limited(n_bytes: int) -> Callable[[], None]:
+    """For a child: no file of its grows beyond so much. It stands for a full disk: the system fails the write either way."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.parametrize(("n_bytes", "answered_before"), [(400_000, False), (60_000, True)])
+def test_a_full_disk_is_told_with_a_hint_and_what_was_journalled_serves_the_next_run(
+    project: Path, n_bytes: int, answered_before: bool
+) -> None:
+    slow_target(project)
+    argv = command("slow", project / "run", "--concept", "animal", "--concept", "food", "--limit", "8")
+    env = environment(project / "cache")
+    if answered_before:  # then it is the run folder that does not fit
+        subprocess.run([*argv[:-1], str(project / "before")], env=env, cwd=project, check=True, capture_output=True)
+    done = subprocess.run(argv, env=env, cwd=project, capture_output=True, text=True, preexec_fn=limited(n_bytes), check=False)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    what = "run: cannot be written: " if answered_before else "the journal cannot be used: "
+    assert what in done.stderr
+    assert "hint: " in done.stderr
+    assert not list(project.glob("run")) + list(project.glob(".run*"))
+    kept = answers(project / "cache", "slow")
+    assert kept > 0
+    again = subprocess.run(argv, env=env, cwd=project, check=True, capture_output=True, text=True)
+    assert f"{kept} of them from the journal" in again.stderr
+
+
+@pytest.mark.parametrize(("cache", "out", "hint"), [("file", "run", "HARNESS_CACHE"), ("cache", "file/run", "--out")])
+def test_a_place_that_cannot_be_written_ends_the_command_with_a_hint(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: str, out: str, hint: str
+) -> None:
+    """A file where a folder must be: the user of a container may write where permissions say that nobody may."""
+    (project / "file").write_text("")
+    monkeypatch.setenv("HARNESS_CACHE", str(project / cache))
+    assert execute(["run", "--target", "scripted", "--concept", "animal", "--limit", "1", "--out", out]) == 2
+    told = capsys.readouterr().err
+    assert "Not a directory" in told or "File exists" in told
+    assert hint in told.partition("hint: ")[2]
+
+
+def test_the_second_process_on_a_run_folder_says_who_is_first_and_leaves(project: Path) -> None:
+    slow_target(project)
+    argv = command("slow", project / "run", "--concept", "animal", "--limit", "8")
+    env = environment(project / "cache")
+    first = subprocess.Popen(argv, env=env, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while not answers(project / "cache", "slow") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    second = subprocess.run(argv, env=env, cwd=project, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"another process (pid {first.pid}) is at work on this run" in second.stderr
+    assert "hint: wait until it ends, or name another folder with --out" in second.stderr
+    _, told = first.communicate(timeout=LONGEST_WAIT_S)
+    assert first.returncode == 0, told
+    assert not list(project.glob(".run*"))
+
+
+@pytest.mark.parametrize("jump_s", [-(10**6), 10**6])
+def test_a_clock_that_jumps_during_a_run_changes_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], jump_s: float
+) -> None:
+    slow_target(project)
+    argv = ["run", "--target", "slow", "--concept", "animal", "--limit", "4"]
+    assert execute([*argv, "--out", "steady"]) == 0
+    monkeypatch.setenv("HARNESS_CACHE", str(project / "another"))
+    calls = 0
+    now = time.time
+
+    def jumping() -> float:
+        nonlocal calls
+        calls += 1
+        return now() + calls * jump_s
+
+    class Jumping(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromtimestamp(jumping(), tz)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr(run_module, "datetime", Jumping)
+    assert execute([*argv, "--out", "jumping"]) == 0
+    assert calls
+    capsys.readouterr()
+    assert (project / "jumping/trials.parquet").read_bytes() == (project / "steady/trials.parquet").read_bytes()
+    timing = json.loads((project / "jumping/summary.json").read_text())["timing"]
+    assert 0 < timing["asked_s"] < 1000

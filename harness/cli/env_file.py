@@ -9,6 +9,8 @@ from pathlib import Path
 from harness.config import read_text
 from harness.errors import FileFormatError
 
+ENV_FILE_HELP = "A file of NAME=value lines with keys; variables that are set already stay as they are"
+
 
 def load_env_file(path: Path) -> None:
     """Set the variables that the file names and that are not set yet; raises FileFormatError, which shows no value."""

@@ -126,7 +126,8 @@ def _show(finished: Finished, *, as_json: bool) -> None:
         note(f"incomplete: {tally.failed} of {tally.planned} prompts failed ({tally.reasons[worst]} with: {worst})")
         higher = " with a higher limit" if tally.not_asked else ""
         note(f"hint: the same command{higher} asks only for those")
-    note(_told(finished.summary["cost"]))
+    if finished.summary["cost"]["requests"]:
+        note(_told(finished.summary["cost"]))
     note(f"{tally.done} answers, {tally.from_cache} of them from the journal")
     note(f"report: {finished.folder / 'report.html'}")
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from harness.cli.env_file import ENV_FILE_HELP
 from harness.errors import UsageError
 from harness.evals.budget import Limits
 from harness.evals.plan import Choice
@@ -53,9 +54,7 @@ class RunOptions:
     max_connections: Annotated[
         int | None, Parameter(help="Most requests under way at once, instead of the endpoint's own limit")
     ] = None
-    env_file: Annotated[
-        Path | None, Parameter(help="A file of NAME=value lines with keys; variables that are set already stay as they are")
-    ] = None
+    env_file: Annotated[Path | None, Parameter(help=ENV_FILE_HELP)] = None
     batch: Annotated[
         bool,
         Parameter(

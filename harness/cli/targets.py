@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
 from harness.cli.console import note, print_json, print_table
+from harness.cli.env_file import ENV_FILE_HELP, load_env_file
 from harness.errors import UnknownNameError, UsageError
 from harness.paths import model_dir
 from harness.providers.checks import checks
@@ -64,8 +66,11 @@ def check(
     name: str,
     *,
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print all that was found as JSON")] = False,
+    env_file: Annotated[Path | None, Parameter(help=ENV_FILE_HELP)] = None,
 ) -> None:
     """Ask the target what it can do, about twenty requests of one token, and compare that with what its file claims."""
+    if env_file is not None:
+        load_env_file(env_file)
     spec = find_target(name)
     info = asyncio.run(_info(spec))
     rows = checks(spec, info)

@@ -91,10 +91,12 @@ class Batching:
 
     def settle(self) -> None:
         """The run is written: the lines of its prompts need no keeping."""
-        for concept in self._job.plan.concepts:
-            readout = self._job.readout(concept)
-            for batch in job_batches(self._job, self._job.plan.pack.concept(concept)):
-                self._ledger.forget(self._job.keys.keys(batch, readout))
+        self._ledger.forget(
+            key
+            for concept in self._job.plan.concepts
+            for batch in job_batches(self._job, self._job.plan.pack.concept(concept))
+            for key in self._job.keys.keys(batch, self._job.readout(concept))
+        )
 
     def _readout(self, concept: str) -> Readout:
         readout = self._job.readout(concept)

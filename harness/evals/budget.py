@@ -95,6 +95,8 @@ class Budgeted:
         self._reserved = Expense()
         self._under_way = 0
         self._changed = asyncio.Event()
+        self._probes = _uncounted(self.usage)
+        self._usd_before = self._told_usd()
         self._sent_elsewhere = budget.sent - (self.usage.requests if self.usage else 0)
 
     async def observe(self, prompts: Sequence[Prompt], readout: Readout) -> list[Observation]:
@@ -120,12 +122,14 @@ class Budgeted:
 
     def spent_usd(self) -> float:
         """What was taken so far: as the answers count it, and as estimated where no answer came or none counts."""
-        usage = self.usage
-        if usage is None or not usage.told:
+        if self.usage is None or not self.usage.told:
             return self._estimated.usd(self._prices)
-        told = Expense(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens).usd(self._prices)
-        uncounted = max(usage.requests - usage.refused - usage.counted, 0)
-        return told + uncounted * self._estimated.usd(self._prices) / max(self._estimated.requests, 1)
+        uncounted = max(_uncounted(self.usage) - self._probes, 0)
+        return self._told_usd() + uncounted * self._estimated.usd(self._prices) / max(self._estimated.requests, 1)
+
+    def _told_usd(self) -> float:
+        usage = self.usage or Usage()
+        return Expense(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens).usd(self._prices)
 
     def _expense(self, prompts: Sequence[Prompt], readout: Readout) -> Expense:
         manner = self._manner.asked(readout.mode or self._manner.mode, readout.n_draws)
@@ -137,16 +141,30 @@ class Budgeted:
         while True:
             try:
                 self._check(self._reserved + expense)
-                break
             except BudgetSpentError:
                 if not self._under_way:
                     raise
+            else:
+                if not (self._under_way and self._is_first):
+                    break
             await self._changed.wait()
         self._reserved += expense
         self._under_way += 1
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether no batch has told yet what a batch costs: until then they go one at a time where money is limited."""
+        return self._budget.limits.usd is not None and not self._estimated.requests
+
     def _check(self, wanted: Expense) -> None:
-        self._budget.check(requests=wanted.requests, usd=self.spent_usd() + wanted.usd(self._prices))
+        usd = wanted.usd(self._prices) * self._dearer()
+        self._budget.check(requests=wanted.requests, usd=self.spent_usd() + usd)
+
+    def _dearer(self) -> float:
+        """By how much batches came dearer than they were estimated, 1 where they did not."""
+        estimated = self._estimated.usd(self._prices)
+        told = self._told_usd() - self._usd_before
+        return max(told / estimated, 1.0) if estimated else 1.0
 
     def _settle(self, expense: Expense) -> None:
         """No await here: the observations must reach their caller before anyone who waits for the change can raise."""
@@ -169,3 +187,8 @@ class Budgeted:
             if not deadline.expired():
                 raise
             raise BudgetSpentError(f"--max-seconds {self._budget.limits.seconds:g}") from None
+
+
+def _uncounted(usage: Usage | None) -> int:
+    """Requests that may have been billed without our being told: no answer came, or one that counts no tokens."""
+    return 0 if usage is None else usage.requests - usage.refused - usage.counted

@@ -1,12 +1,17 @@
-"""Answers on their way into the journal: those that arrive within a moment are written together, in a thread of their own."""
+"""Answers on their way into the journal: those that arrive within a moment are read and written together.
+
+Only what waits for the disk is done in a thread: two threads that both run Python take turns at every request, and both lose.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from harness.records import Observation
-from harness.store import Journal
+from harness.providers.base import Deferring, Fetched, Provider
+from harness.records import Observation, Prompt, Readout
+from harness.store import Journal, pack
 
 GATHER_S = 0.02
 """How long an answer waits for others, and so how much of a killed process' time is asked for again."""
@@ -19,14 +24,29 @@ _MOST_WAITING = 8 * _WRITTEN_AT_ONCE
 """Answers at which the asking waits for the disk."""
 
 
-class Outbox:
-    """Where the workers put what came back. `written` is told what is in the journal now, in the order in which it came."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """The prompts of one batch that lack an answer, with their keys. `attempts`: requests for them that came to nothing."""
 
-    def __init__(self, journal: Journal, written: Callable[[Sequence[Observation]], None]) -> None:
+    prompts: Sequence[Prompt]
+    keys: Sequence[bytes]
+    readout: Readout
+    attempts: int = 0
+
+
+class Outbox:
+    """Where the workers put what came back. `written` is told what is in the journal now.
+
+    What came back unread and cannot be used is not written: `take_spoiled` gives it back, to be asked for again.
+    """
+
+    def __init__(self, journal: Journal, provider: Provider, written: Callable[[Sequence[Observation]], None]) -> None:
         self._journal = journal
+        self._provider = provider
         self._written = written
-        self._waiting: list[tuple[bytes, Observation]] = []
-        self._entries = 0
+        self._waiting: list[tuple[Work, Fetched | Sequence[Observation]]] = []
+        self._spoiled: list[Work] = []
+        self._answers = self._entries = 0
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -35,23 +55,29 @@ class Outbox:
         self._empty.set()
         self._closed = False
 
-    async def add(self, keys: Sequence[bytes], observations: Sequence[Observation]) -> None:
-        """Keep each observation under its key, soon. Waits only where the disk is slower than the endpoint."""
+    async def add(self, work: Work, came: Fetched | Sequence[Observation]) -> None:
+        """Keep what came for `work`, soon. Waits only where the disk is slower than the endpoint."""
         if not self._waiting:
             self._empty.clear()
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._wake.set)
-        self._waiting += zip(keys, observations, strict=True)
-        self._entries += sum(len(observation.logprobs) for observation in observations)
-        if len(self._waiting) >= _WRITTEN_AT_ONCE or self._entries >= _MOST_ENTRIES:
+        self._waiting.append((work, came))
+        self._answers += len(work.keys)
+        self._entries += came.entries if isinstance(came, Fetched) else sum(len(one.logprobs) for one in came)
+        if self._answers >= _WRITTEN_AT_ONCE or self._entries >= _MOST_ENTRIES:
             self._wake.set()
-            if len(self._waiting) >= _MOST_WAITING:
-                self._room.clear()
-                await self._room.wait()
+        if self._answers >= _MOST_WAITING:
+            self._room.clear()
+            await self._room.wait()
 
     async def flush(self) -> None:
-        """Return once everything that was added is in the journal."""
+        """Return once everything that was added is in the journal, or spoiled."""
         self._wake.set()
         await self._empty.wait()
+
+    def take_spoiled(self) -> list[Work]:
+        """The prompts whose answers could not be used, since the last call."""
+        spoiled, self._spoiled = self._spoiled, []
+        return spoiled
 
     def close(self) -> None:
         """`run` writes what is left and ends."""
@@ -63,12 +89,39 @@ class Outbox:
         while self._waiting or not self._closed:
             await self._wake.wait()
             self._wake.clear()
-            part, self._waiting, self._entries = self._waiting, [], 0
+            part, self._waiting, self._answers, self._entries = self._waiting, [], 0, 0
             if self._timer is not None:
                 self._timer.cancel()
             if part:
-                await asyncio.to_thread(self._journal.put, part)
-                self._written([observation for _, observation in part])
+                pairs = self._read(part)
+                if pairs:
+                    await asyncio.to_thread(self._journal.write, pack(pairs))
+                self._written([observation for _, observation in pairs])
             self._room.set()
             if not self._waiting:
                 self._empty.set()
+
+    def _read(self, part: list[tuple[Work, Fetched | Sequence[Observation]]]) -> list[tuple[bytes, Observation]]:
+        """What of it can be used, under its keys; the rest is spoiled."""
+        unread = [came for _, came in part if isinstance(came, Fetched)]
+        read = iter(self._provider.read(unread)) if unread and isinstance(self._provider, Deferring) else iter(())
+        pairs: list[tuple[bytes, Observation]] = []
+        for work, came in part:
+            if not isinstance(came, Fetched):
+                pairs += zip(work.keys, came, strict=True)
+                continue
+            observations = next(read)
+            bad = [i for i, observation in enumerate(observations) if observation.error is not None]
+            if bad:
+                self._spoiled.append(_only(work, bad, came.attempts))
+            pairs += [(key, one) for key, one in zip(work.keys, observations, strict=True) if one.error is None]
+        return pairs
+
+
+def _only(work: Work, places: Sequence[int], attempts: int) -> Work:
+    return Work(
+        prompts=[work.prompts[i] for i in places],
+        keys=[work.keys[i] for i in places],
+        readout=work.readout,
+        attempts=attempts,
+    )

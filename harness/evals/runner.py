@@ -14,11 +14,11 @@ from itertools import chain, groupby
 from typing import Any, TypeVar
 
 from harness.evals.modes import hidden, may_be_amplified, require_amplifiable, run_mode
-from harness.evals.outbox import Outbox
+from harness.evals.outbox import Outbox, Work
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
 from harness.lexicon import require_resolved, resolve
 from harness.packs.concepts import Concept
-from harness.providers.base import Provider
+from harness.providers.base import Deferring, Provider
 from harness.records import Lexicon, Mode, Observation, Prompt, Readout
 from harness.store import Journal, KeyMaker
 
@@ -27,7 +27,7 @@ LISTED_IF_EXACT = 100
 
 T = TypeVar("T")
 
-_PLANNED_AT_ONCE = 1000
+_PLANNED_AT_ONCE = 4000
 """Prompts that are made ready together, while as many wait to be sent."""
 
 
@@ -164,8 +164,11 @@ def _with_ids(part: Sequence[list[Prompt]], provider: Provider) -> list[list[Pro
     """The batches with the exact ids to send, where the target's vocabulary is known and ids are accepted."""
     if provider.vocabulary is None or not provider.info.capabilities.token_ids:
         return list(part)
-    encoded = iter(provider.vocabulary.encode([prompt.text for batch in part for prompt in batch]))
-    return [[replace(prompt, token_ids=next(encoded)) for prompt in batch] for batch in part]
+    prompts = [prompt for batch in part for prompt in batch]
+    for prompt, ids in zip(prompts, provider.vocabulary.encode([prompt.text for prompt in prompts]), strict=True):
+        # They are fresh from the plan and nobody else's; a changed copy of each would take as long as to plan it.
+        object.__setattr__(prompt, "token_ids", ids)
+    return list(part)
 
 
 async def ask_all(job: Job, tally: Tally, on_progress: Callable[[Tally], None]) -> None:
@@ -178,7 +181,7 @@ async def ask_all(job: Job, tally: Tally, on_progress: Callable[[Tally], None]) 
         tally.count(observations)
         on_progress(tally)
 
-    outbox = Outbox(job.journal, written)
+    outbox = Outbox(job.journal, job.provider, written)
     writing = asyncio.create_task(outbox.run())
     try:
         for stage in _stages(job, tally):
@@ -187,7 +190,10 @@ async def ask_all(job: Job, tally: Tally, on_progress: Callable[[Tally], None]) 
                 await _pool([_ask(job, planner, outbox, tally) for _ in range(job.provider.concurrency)], writing)
             finally:
                 await planner.aclose()
-            await outbox.flush()
+            await _pool([outbox.flush()], writing)
+            spoiled = iter(outbox.take_spoiled())
+            await _pool([_ask_again(job, spoiled, outbox) for _ in range(job.provider.concurrency)], writing)
+            await _pool([outbox.flush()], writing)
     finally:
         outbox.close()
         await writing
@@ -242,26 +248,26 @@ async def _pool(workers: Sequence[Coroutine[Any, Any, None]], writing: asyncio.T
 
 async def _ask(job: Job, planner: _Planner, outbox: Outbox, tally: Tally) -> None:
     """One worker: batch after batch until none is left."""
+    provider = job.provider
+    ask = provider.fetch if isinstance(provider, Deferring) else provider.observe
     while (work := await planner.next()) is not None:
-        observations = await job.provider.observe(work.prompts, work.readout)
+        came = await ask(work.prompts, work.readout)
         tally.sent_tokens += sum(map(n_tokens, work.prompts))
-        await outbox.add(work.keys, observations)
+        await outbox.add(work, came)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """The prompts of one batch that lack an answer, with their keys."""
-
-    prompts: tuple[Prompt, ...]
-    keys: tuple[bytes, ...]
-    readout: Readout
+async def _ask_again(job: Job, works: Iterator[Work], outbox: Outbox) -> None:
+    """One worker for what came back spoiled."""
+    for work in works:
+        observations = await job.provider.observe(work.prompts, work.readout)
+        await outbox.add(work, [replace(one, attempts=one.attempts + work.attempts) for one in observations])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """Consecutive batches of the plan, as far as they are `missing`; `answered` prompts of them are not."""
 
-    missing: list[_Work]
+    missing: list[Work]
     answered: int
 
 
@@ -272,17 +278,17 @@ def _seen(job: Job, batch: list[Prompt], readout: Readout) -> list[Observation]:
 
 
 class _Planner:
-    """Hands out a stage's batches. The next part is made ready, in a thread, while the workers are busy with the one before."""
+    """Hands out a stage's batches. The next part is made ready while the workers are busy with the one before."""
 
     def __init__(self, job: Job, stage: _Stage, tally: Tally, on_progress: Callable[[Tally], None]) -> None:
         self._job = job
         self._parts = _parts(stage, lambda planned: len(planned[1]))
         self._tally = tally
         self._on_progress = on_progress
-        self._ready: deque[_Work] = deque()
-        self._coming = asyncio.create_task(asyncio.to_thread(self._next_part))
+        self._ready: deque[Work] = deque()
+        self._coming = asyncio.create_task(self._next_part())
 
-    async def next(self) -> _Work | None:
+    async def next(self) -> Work | None:
         """The next batch to ask, None when all are handed out."""
         while not self._ready:
             coming = self._coming
@@ -291,7 +297,7 @@ class _Planner:
                 part = coming.result()
                 if part is None:
                     return None
-                self._coming = asyncio.create_task(asyncio.to_thread(self._next_part))
+                self._coming = asyncio.create_task(self._next_part())
                 self._ready.extend(part.missing)
                 self._tally.done += part.answered
                 self._tally.from_cache += part.answered
@@ -303,14 +309,14 @@ class _Planner:
         await asyncio.wait([self._coming])
         self._coming.exception()
 
-    def _next_part(self) -> _Part | None:
+    async def _next_part(self) -> _Part | None:
         """The next part of the plan; None at its end."""
         planned = next(self._parts, None)
         if planned is None:
             return None
         answered = 0
         missing = []
-        encoded = iter(_with_ids([batch for _, batch in planned], self._job.provider))
+        encoded = iter(await asyncio.to_thread(_with_ids, [batch for _, batch in planned], self._job.provider))
         for readout, group in groupby(planned, key=lambda one: one[0]):
             cut = [next(encoded) for _ in group]
             keys = self._job.keys.keys([prompt for batch in cut for prompt in batch], readout)
@@ -320,7 +326,7 @@ class _Planner:
                 answered += len(batch) - len(lacking)
                 if lacking:
                     prompts, own = zip(*lacking, strict=True)
-                    missing.append(_Work(prompts=prompts, keys=own, readout=readout))
+                    missing.append(Work(prompts=prompts, keys=own, readout=readout))
         return _Part(missing=missing, answered=answered)
 
 

@@ -47,9 +47,9 @@ class Settings:
 class Ledger:
     """What was served: `sequence` names the fault of each generation request in order of arrival, None for a true answer.
 
-    `answered`: how often each prompt, by its ids, was sent a true answer as a whole. `arrived`: requests at the host that
-    redirects lead to, and `arrived_with_key`: those among them with an Authorization header. `drawn`: how often a prompt's
-    samples were sent or set out to be; the next ones go on from there.
+    `answered`: how often each prompt, by its ids, was sent a true answer as a whole, huge ones aside. `arrived`: requests at
+    the host that redirects lead to, and `arrived_with_key`: those among them with an Authorization header. `drawn`: how often
+    a prompt's samples were sent or set out to be; the next ones go on from there.
     """
 
     sequence: list[str | None] = field(default_factory=list)

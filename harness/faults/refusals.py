@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import zlib
 from email.utils import formatdate
 
 from aiohttp import web
@@ -13,6 +14,9 @@ from harness.faults.call import JSON, Call, refusal
 
 _PIECES = 20
 _CHUNK = b" " * (1 << 20)
+_GZIP = 16 + zlib.MAX_WBITS
+"""What zlib calls gzip's format."""
+
 _PAGE = "<!DOCTYPE html><html><head><title>{0}</title></head><body><h1>{0}</h1><p>Please come back later.</p></body></html>"
 
 
@@ -124,16 +128,20 @@ async def dropped(call: Call) -> web.StreamResponse:
 
 
 async def huge_body(call: Call) -> web.StreamResponse:
-    """a true answer, padded with spaces to a huge size"""
+    """a true answer, padded with spaces to a huge size, which is told before, not told, or packed by gzip"""
     body = call.text_to_send().encode()
     left = max(call.settings.huge_bytes - len(body), 0)
-    response = await _started(call, len(body) + left)
-    await response.write(body)
-    while left:
-        await response.write(_CHUNK[:left])
-        left -= min(left, len(_CHUNK))
-    call.delivered()
-    return response
+    way = int(call.rng.integers(3))
+    packer = zlib.compressobj(level=1, wbits=_GZIP) if way == 2 else None
+    response = await _started(call, len(body) + left if way == 0 else None, gzip=packer is not None)
+    piece = body
+    while piece:
+        await response.write(packer.compress(piece) if packer else piece)
+        piece = _CHUNK[:left]
+        left -= len(piece)
+    if packer:
+        await response.write(packer.flush())
+    return response  # not noted as delivered: whoever reads so much is on their own
 
 
 def _reset_s(call: Call) -> float:
@@ -144,8 +152,8 @@ def _redirect(call: Call, status: int) -> web.Response:
     return web.Response(status=status, headers={"Location": f"{call.elsewhere}{call.request.path}"})
 
 
-async def _started(call: Call, length: int) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": JSON})
+async def _started(call: Call, length: int | None, *, gzip: bool = False) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": JSON} | ({"Content-Encoding": "gzip"} if gzip else {}))
     response.content_length = length
     await response.prepare(call.request)
     return response

@@ -6,7 +6,8 @@ Owns the protocol. Wire formats, engines and transports stand in their own files
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Observation, Prompt, Readout, TargetInfo, Usage
@@ -36,4 +37,31 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Give back what the provider holds (connections, weights)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Fetched:
+    """What came back for some prompts and is not read yet, but for whether it is an answer at all.
+
+    `raw` is its provider's own; `entries`: list entries in it.
+    """
+
+    raw: Any
+    entries: int
+    attempts: int
+    latency_s: float
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """A provider whose answers can be read later, many at once: what it costs to check a list is mostly the same for one list
+    and for hundreds."""
+
+    async def fetch(self, prompts: Sequence[Prompt], readout: Readout) -> Fetched | list[Observation]:
+        """As `observe`, with the answers unread where they can be."""
+        ...
+
+    def read(self, fetched: Sequence[Fetched]) -> list[list[Observation]]:
+        """The observations of each. A list that cannot be used is one with `error`, and may be asked for again."""
         ...

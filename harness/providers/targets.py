@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,6 +203,11 @@ class TargetSpec:
     def prices(self) -> Prices:
         """What its tokens cost."""
         return self.target.prices or self.endpoint.prices
+
+    def with_concurrency(self, most: int) -> TargetSpec:
+        """The same target with at most so many requests under way at once."""
+        limits = self.endpoint.limits.model_copy(update={"concurrency": most})
+        return replace(self, endpoint=self.endpoint.model_copy(update={"limits": limits}))
 
     def unpacked(self) -> Path | None:
         """Where the target's weights and tokenizer lie once fetched; None where no package carries them."""

@@ -27,6 +27,7 @@ class Vocabulary:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._size = int(tokenizer.get_vocab_size(with_added_tokens=True))  # counted anew at each call, which takes long
 
     @classmethod
     def load(cls, source: str | Path) -> Vocabulary:
@@ -44,15 +45,15 @@ class Vocabulary:
             ) from exc
 
     def __len__(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        return self._size
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each text, with the special tokens that the tokenizer itself puts before a prompt (one BOS or none)."""
-        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=True)]
+        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     def encode_pieces(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The ids of each text as it continues another: without special tokens."""
-        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [tuple(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def text(self, token_id: int) -> str:
         """The decoded text of one id; empty where the id is outside the vocabulary (padding rows of a model's head)."""

@@ -36,10 +36,9 @@ def cost(job: Job, tally: Tally, spec: TargetSpec) -> dict[str, Any]:
 
 
 def _counted(job: Job, tally: Tally, spec: TargetSpec) -> Expense:
-    """By the mode and the mean lexicon of the run."""
-    plan, able = job.plan, job.provider.info.capabilities
-    mode = plan.choice.mode or able.mode
+    """By the run's mode and its mean lexicon."""
+    plan, mode = job.plan, job.plan.mode
     sizes = [0 if lexicon.token_ids is None else len(lexicon.token_ids) for lexicon in job.lexicons.values()]
-    manner = found_manner(spec, able).asked(mode, plan.draws if mode.drawn else 0)
+    manner = found_manner(spec, job.provider.info.capabilities).asked(mode, plan.draws if mode.drawn else 0)
     asked = tally.done + tally.failed - tally.from_cache - tally.not_asked
     return manner.expense(asked, tally.sent_tokens, round(sum(sizes) / max(len(sizes), 1)))

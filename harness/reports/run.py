@@ -24,6 +24,7 @@ from harness.providers.targets import TargetSpec
 from harness.reports.cost import cost
 from harness.reports.examples import ExamplePicker
 from harness.reports.html import render
+from harness.reports.lock import locked
 from harness.reports.manifest import make_manifest
 from harness.reports.parquet import OBSERVATIONS, TRIALS, TableWriter, observation_columns
 from harness.store import Journal
@@ -70,7 +71,7 @@ async def execute(
     """Ask what the journal lacks, then write the run to `out` in one rename. A limit that is reached ends the asking, not the
     run. Raises what asking and writing raise."""
     started, clock = datetime.now(UTC), time.perf_counter()
-    with Journal(journal_path(spec.name)) as journal:
+    with locked(out), Journal(journal_path(spec.name)) as journal:
         job = make_job(plan, provider, journal)
         tally = Tally(planned=count_prompts(plan))
         try:

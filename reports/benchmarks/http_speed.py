@@ -59,18 +59,25 @@ def texts_of(plan: Any) -> list[str]:
     return texts
 
 
-def write_tokenizer(path: Path) -> None:
-    """A byte-level BPE of the kind that GPT-2 and Llama have, learnt from the prompts."""
+def write_tokenizer(path: Path, kind: str) -> None:
+    """`words`: an id for each word, which costs little, so that what is left is the way of a prompt over HTTP into the journal.
+    `bpe`: of the kind that GPT-2 and Llama have, learnt from the prompts."""
     from stub_endpoint import N_IDS
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=N_IDS, min_frequency=1, show_progress=False, initial_alphabet=alphabet)
     plan = plan_for(1)
     words = [f" {word}" for name in plan.concepts for word in sorted(plan.pack.concept(name).words)]
+    trainer: Any
+    if kind == "words":
+        tokenizer = Tokenizer(models.WordLevel(unk_token="?"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.WordLevelTrainer(vocab_size=N_IDS, show_progress=False, special_tokens=["?"])
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=N_IDS, min_frequency=1, show_progress=False, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(words + texts_of(plan)[::10], trainer)
     tokenizer.save(str(path))
 
@@ -198,22 +205,20 @@ def line(name: str, batch: int, results: Sequence[dict[str, float]]) -> str:
 
 def compare(url: str, tokenizer: Path, rounds: int) -> dict[int, float]:
     """Bare and ours in turns; our median rates."""
-    best = {}
+    mine = {}
     for batch in SIZES:
         pairs = []
         for _ in range(rounds):
-            pair = [
-                run(sys.executable, "http_speed.py", "--measure", client, url, batch, tokenizer) for client in ("bare", "ours")
-            ]
+            pair = [run(sys.executable, "http_speed.py", "--measure", who, url, batch, tokenizer) for who in ("bare", "ours")]
             if None in pair:
                 sys.exit(1)
             pairs.append([one for one in pair if one is not None])
-        ratios = [mine["per_s"] / theirs["per_s"] for theirs, mine in pairs]
+        ratios = [own["per_s"] / theirs["per_s"] for theirs, own in pairs]
         for i, name in enumerate(("bare", "ours")):
             print(line(name, batch, [pair[i] for pair in pairs]))
         print(f"  ours / bare: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
-        best[batch] = statistics.median(pair[1]["per_s"] for pair in pairs)
-    return best
+        mine[batch] = statistics.median(pair[1]["per_s"] for pair in pairs)
+    return mine
 
 
 def compare_peers(url: str, folder: Path, mine: dict[int, float]) -> None:
@@ -248,9 +253,11 @@ def main() -> None:
         return measure(client, url, int(batch), Path(tokenizer))
     with tempfile.TemporaryDirectory() as name, endpoint() as url:
         folder = Path(name)
-        write_tokenizer(folder / "tokenizer.json")
         print(f"{CONNECTIONS} connections, 30 log-probabilities an answer, Python {sys.version.split()[0]}")
-        mine = compare(url, folder / "tokenizer.json", options.rounds)
+        for kind in ("bpe", "words"):
+            print(f"prompts encoded by {'a byte-level BPE' if kind == 'bpe' else 'an id for each word'}")
+            write_tokenizer(folder / f"{kind}.json", kind)
+            mine = compare(url, folder / f"{kind}.json", options.rounds)
         if not options.no_peers:
             compare_peers(url, options.peers_in or folder, mine)
     return None

@@ -151,13 +151,18 @@ def test_money_is_never_overspent_where_the_estimate_is_right(limit: float, work
 
 
 @pytest.mark.parametrize("workers", [1, 5])
-def test_a_wrong_estimate_overspends_by_what_is_under_way_alone(workers: int) -> None:
-    """Each prompt costs ten times what it was taken for: the first answers tell, and no more is sent than was by then."""
+@pytest.mark.parametrize("dearer", [2, 7])
+def test_a_wrong_estimate_is_set_right_by_the_first_answer(workers: int, dearer: int) -> None:
+    """Each prompt costs several times what it was taken for; by the second one that is known."""
+    budget = Budget(limits=Limits(usd=(20 + 1e-6) * EACH_USD))
+    provider = Endpointlike(budget, real=(2 * dearer, dearer), delay_s=0.001)
+    assert ask(provider, budget, 50, workers).received == 20 // dearer
+
+
+def test_before_anything_is_known_a_single_batch_is_risked() -> None:
     budget = Budget(limits=Limits(usd=20 * EACH_USD))
-    provider = Endpointlike(budget, real=(20, 10), delay_s=0.001)
-    ask(provider, budget, 50, workers)
-    spent = provider.answered * 10 * EACH_USD
-    assert spent <= (20 + 10 * workers) * EACH_USD
+    provider = Endpointlike(budget, real=(200, 100), delay_s=0.001)
+    assert ask(provider, budget, 50, workers=8).received == 1
 
 
 def test_a_cheaper_truth_leaves_room_for_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from harness.store import Journal
 KEY = "sk-canary-1f0c9a7e5b"
 KEY_ENV = "FAULTS_KEY"
 TARGET = "faulty"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 2.0
 LEXICON_WORDS = frozenset(word for name in concept_names() for word in find_concept(name).words)
 """What `harness serve-faults` makes its vocabulary of."""
 
@@ -44,7 +45,7 @@ OPENED_AFTER = 100
 """Generation requests that are answered well before the faults begin: opening takes fewer."""
 
 _HURRY = 100
-_SCORED_TOGETHER = 32
+SCORED_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +55,17 @@ class Way:
     api: str = "completions"
     prompts: int = 1
     mode: Mode = Mode.TOPK
-    connections: int = 256
+    connections: int = 128
     chosen_ids: int = 128
     draws_per_request: int = 128
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Asked:
     """What one command came to. `seen`: the prompts with what the journal holds for them, in the plan's order.
 
-    `requests`, `refused`: what the provider counted after it was opened; `ledger`: what the server did after that.
+    `opened_after`: generation requests that the server had got when the target was open. `requests`, `refused`: what the
+    provider counted from there on; `ledger`: what the server did.
     """
 
     plan: Plan
@@ -73,6 +75,7 @@ class Asked:
     trials: dict[str, NDArray[Any]]
     summary: Mapping[str, Any]
     n_journalled: int
+    opened_after: int
     requests: int
     refused: int
     ledger: Ledger
@@ -88,7 +91,7 @@ class Asked:
         return [(prompt, one) for prompt, one in self.seen if one.error is not None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Ledger:
     """GET /faults. `sequence`: the fault of each generation request; `answered`: true answers by prompt ids."""
 
@@ -178,12 +181,11 @@ async def ask(plan: Plan, base_url: str, way: Way, journal: Path) -> Asked:
     assert provider.usage is not None
     try:
         before, usage = Ledger.of(base_url), (provider.usage.requests, provider.usage.refused)
-        assert len(before.sequence) < OPENED_AFTER
         with Journal(journal) as kept:
             job = make_job(plan, provider, kept)
             tally = Tally(planned=count_prompts(plan))
             await ask_all(job, tally, lambda _: None)
-            provider.batch_size = _SCORED_TOGETHER  # scoring so many together takes a fraction of the time
+            provider.batch_size = SCORED_TOGETHER  # scoring so many together takes a fraction of the time
             seen, trials, summary = _scored(job)
             after = Ledger.of(base_url)
             return Asked(
@@ -194,6 +196,7 @@ async def ask(plan: Plan, base_url: str, way: Way, journal: Path) -> Asked:
                 trials=trials,
                 summary=summary,
                 n_journalled=kept.count(),
+                opened_after=len(before.sequence),
                 requests=provider.usage.requests - usage[0],
                 refused=provider.usage.refused - usage[1],
                 ledger=_since(before, after),
@@ -227,3 +230,16 @@ def _since(before: Ledger, after: Ledger) -> Ledger:
         arrived_elsewhere=after.arrived_elsewhere - before.arrived_elsewhere,
         arrived_elsewhere_with_key=after.arrived_elsewhere_with_key - before.arrived_elsewhere_with_key,
     )
+
+
+def answers(journal: Path) -> int:
+    """How many the journal holds."""
+    with Journal(journal) as kept:
+        return kept.count()
+
+
+def wait_for(journal: Path, n: int) -> None:
+    """Return once so many answers are journalled."""
+    deadline = time.monotonic() + 60
+    while (not journal.exists() or answers(journal) < n) and time.monotonic() < deadline:
+        time.sleep(0.05)

@@ -43,13 +43,20 @@ def fault_server(settings: Settings = FAULTLESS, words: Iterable[str] = WORDS) -
 @contextmanager
 def fault_command(*argv: str) -> Iterator[str]:
     """`harness serve-faults ARGV` as a process of its own, so that client and server have a core each; its base URL."""
+    with fault_process(*argv) as (base_url, _):
+        yield base_url
+
+
+@contextmanager
+def fault_process(*argv: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The same with its process, to be killed early."""
     command = [sys.executable, "-m", "harness", "serve-faults", *argv]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
         base_url = process.stdout.readline().strip()
         assert base_url, f"{' '.join(command)} did not start"
-        yield base_url
+        yield base_url, process
     finally:
         process.kill()
         process.communicate()

@@ -187,11 +187,17 @@ async def test_a_connection_that_drops_in_the_middle(route: tuple[str, dict[str,
 
 
 @in_loop
-async def test_a_huge_answer_is_a_true_one_with_padding() -> None:
-    faulty, truth = await met("huge-body", huge_bytes=3_000_000)
-    assert len(faulty.body) == 3_000_000
-    assert json.loads(faulty.body) == json.loads(truth.body)
+async def test_a_huge_answer_is_a_true_one_with_padding_and_comes_in_three_ways() -> None:
     assert Settings().huge_bytes == 100_000_000
+    async with endpoint(meeting("huge-body", huge_bytes=3_000_000)) as (server, client):
+        seen = [await ask(client) for _ in range(12)]
+        server.settings = Settings()
+        truth = await ask(client)
+    for one in seen:
+        assert len(one.body) == 3_000_000
+        assert json.loads(one.body) == json.loads(truth.body)
+    ways = {tuple(name in one.headers for name in ("Content-Length", "Content-Encoding")) for one in seen}
+    assert ways == {(True, False), (False, False), (False, True)}
 
 
 @ROUTES

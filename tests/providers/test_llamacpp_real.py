@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import pytest
 
 from harness.providers.weights import fetch
 
-from .llamacpp_server import SERVED_NAME, package, quantised_gguf, running_llamacpp, write_float32_gguf
+from .llamacpp_server import SERVED_NAME, package, quantised_gguf, running_llamacpp
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(600)]
 
@@ -47,12 +46,10 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with the embedded engine's very weights; they go with it, since they take 540 MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        gguf = write_float32_gguf(Path(folder))
-        with running_llamacpp(gguf, tmp_path_factory.mktemp("llamacpp") / "server.log") as address:
-            yield address
+def server(float32_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with the embedded engine's very weights."""
+    with running_llamacpp(float32_gguf, tmp_path_factory.mktemp("llamacpp") / "server.log") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +107,22 @@ def test_there_are_recorded_answers() -> None:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Callable[[list[int]], np.ndarray]:
+def plain() -> Iterator[Callable[[list[int]], np.ndarray]]:
     """All log-probabilities after some token ids: a plain forward pass of transformers over the embedded engine's weights."""
     import torch
     import transformers
 
     folder = fetch(SERVED_NAME, package(), lambda _: None)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of several, each waits for the slowest where other processes want the cores
 
     def logprobs(ids: list[int]) -> np.ndarray:
         with torch.no_grad():
             return torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], -1).numpy()
 
-    return logprobs
+    yield logprobs
+    torch.set_num_threads(threads)
 
 
 def listed(answer: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness import paths
+from harness.cli.main import execute
 from harness.providers.http.opening import open_chat
 from harness.providers.http.provider import HttpProvider
 from harness.providers.targets import Chat, OpenOptions
@@ -69,3 +72,18 @@ def test_chosen_ids_work_in_chat_too(vllm_url: str, rendered: list[np.ndarray]) 
     _, seen = observed(vllm_url, Readout(lexicon=lexicon, n_logprobs=K, mode=Mode.EXACT))
     truth = np.log([np.exp(row[lexicon.token_ids]).sum() for row in rendered])
     assert np.abs(np.log([one.mass_low for one in seen]) - truth).mean() < 0.15
+
+
+@pytest.mark.parametrize(("mode", "metric"), [("exact", "delta_log_odds"), ("sampled", "delta_mass")])
+def test_a_whole_run_by_chat_ends_well_and_names_its_mode(
+    vllm_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, metric: str
+) -> None:
+    monkeypatch.setenv("HARNESS_VLLM_URL", vllm_url)
+    sizes = ("--pack", "lexical", "--concept", "animal", "--concept", "color", "--limit", "2", "--draws", "16")
+    command = ["run", "--target", "smollm2-135m-vllm-chat", "--mode", mode, *sizes, "--out", str(tmp_path / "run")]
+    assert execute(command) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["mode"] == mode
+    assert summary["primary"]["metric"] == metric
+    assert summary["cost"]["counted_by"] == "endpoint"
+    assert f"Mode {mode}" in (tmp_path / "run/report.html").read_text()

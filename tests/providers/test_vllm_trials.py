@@ -22,7 +22,8 @@ Trials = dict[str, dict[str, np.ndarray]]
 def trials(vllm_url: str, tmp_path_factory: pytest.TempPathFactory) -> Trials:
     """Columns of the trials by who answered: `vllm` and `bfloat16` stray from `float32` in their own ways."""
     asked = {
-        "vllm": ["--target", "smollm2-135m-vllm"],
+        "vllm": ["--target", "smollm2-135m-vllm", "--mode", "topk"],
+        "chosen": ["--target", "smollm2-135m-vllm"],
         "bfloat16": ["--target", "smollm2-135m"],
         "float32": ["--target", "smollm2-135m", "--dtype", "float32"],
     }
@@ -61,6 +62,17 @@ def test_vllms_bounds_hold_what_the_whole_vocabulary_gives(trials: Trials, metri
     assert outside.mean() < 1.5 * noise.mean()
     assert outside.max() < 3 * noise.max()
     assert np.mean(high - low) < 5 * noise.mean(), "the bounds are too wide to compare anything"
+
+
+@pytest.mark.parametrize("metric", ["delta_mass", "delta_log_odds"])
+def test_chosen_ids_give_the_shift_itself_where_a_list_gives_bounds(trials: Trials, metric: str) -> None:
+    exact = trials["float32"][f"{metric}_low"]
+    assert trials["chosen"][f"{metric}_low"].tolist() == trials["chosen"][f"{metric}_high"].tolist()
+    noise = np.abs(trials["bfloat16"][f"{metric}_low"] - exact)
+    off = np.abs(trials["chosen"][f"{metric}_low"] - exact)
+    print(f"{metric}: chosen ids {off.mean():.4f} off from float32, embedded bfloat16 {noise.mean():.4f}")
+    assert off.mean() < 1.5 * noise.mean()
+    assert set(trials["chosen"]["identified"]) <= {"up", "down"}
 
 
 def test_as_many_lexicon_tokens_are_counted_within_the_noise_of_bfloat16(trials: Trials) -> None:

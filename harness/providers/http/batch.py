@@ -207,7 +207,7 @@ class OpenAIBatches:
             ended=found.status in ("completed", "expired", "cancelled", "failed"),
             done=counts.completed + counts.failed if counts else 0,
             status=found.status,
-            reason=errors[0].message if errors else None,
+            reason=self._mask.text(errors[0].message or "no reason given") if errors else None,
         )
 
     async def results(self, job: str) -> AsyncIterator[Result]:

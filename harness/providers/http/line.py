@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
+from harness.providers.http.gate import Gate
 from harness.providers.http.transport import Answer, Expected, Transport
-from harness.providers.wire.base import BadAnswerError, Dialect, Question, TextOrIds, read_text, read_usage
+from harness.providers.wire.base import BadAnswerError, Dialect, Question, TextOrIds, choices_of, read_text, read_usage
 from harness.records import Observation, Usage
-
-T = TypeVar("T")
 
 _BASE_BYTES = 4 << 20
 _PROMPT_BYTES = 64 << 10
@@ -44,6 +43,7 @@ class Line:
     pinned: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     takes_temperature: bool = True
+    gate: Gate = field(default_factory=Gate)
     usage: Usage = field(default_factory=Usage)
 
     def request(self, prompts: Sequence[TextOrIds], question: Question) -> dict[str, Any]:
@@ -56,39 +56,72 @@ class Line:
         self, prompts: Sequence[TextOrIds], question: Question, *, attempts: int | None = None
     ) -> tuple[list[Observation], Answer]:
         """The observations of one request for lists. Raises RequestFailedError."""
-        return await self._put(prompts, question, self.dialect.lists, attempts)
+        came: list[list[Observation]] = []
+
+        def read(value: object) -> None:
+            self._check(value)
+            came.append(self.dialect.lists(value, len(prompts), question))
+
+        answer = await self._post(prompts, question, attempts, read)
+        return came[-1], answer
+
+    async def fetch(self, prompts: Sequence[TextOrIds], question: Question) -> tuple[list[dict[str, Any]], Answer]:
+        """The choices of one request for lists, which the dialect can read later. Raises RequestFailedError."""
+        came: list[list[dict[str, Any]]] = []
+
+        def read(value: object) -> None:
+            self._check(value)
+            came.append(choices_of(value, len(prompts)))
+
+        answer = await self._post(prompts, question, None, read)
+        return came[-1], answer
 
     async def draw(
         self, prompts: Sequence[TextOrIds], question: Question, *, attempts: int | None = None
     ) -> tuple[list[list[str]], Answer]:
         """The draws of one request, by prompt. Raises RequestFailedError."""
-        return await self._put(prompts, question, self.dialect.draws, attempts)
+        came: list[list[list[str]]] = []
 
-    async def _put(
+        def read(value: object) -> None:
+            self._check(value)
+            came.append(self.dialect.draws(value, len(prompts), question))
+
+        answer = await self._post(prompts, question, attempts, read)
+        return came[-1], answer
+
+    async def _post(
         self,
         prompts: Sequence[TextOrIds],
         question: Question,
-        read: Callable[[object, int, Question], list[T]],
         attempts: int | None,
-    ) -> tuple[list[T], Answer]:
-        """What `read` makes of the answer; one that it refuses, or that another model gave, is asked for again."""
-        came: list[list[T]] = []
-
-        def take(value: Any) -> None:
-            self._count(value)
-            named = read_text(value, "model")
-            if named is not None and not self.accepts(named):
-                raise BadAnswerError(f"the answer is from another model: {named!r}, not {self.pinned or self.model!r}")
-            came.append(read(value, len(prompts), question))
-
+        read: Callable[[Any], None],
+    ) -> Answer:
+        """The answer that `read` took; one that it refuses is asked for again."""
         expected = Expected(
-            read=take,
+            read=read,
             largest=_BASE_BYTES + len(prompts) * (_PROMPT_BYTES + _bytes_for_each(question)),
             tokens=sum(map(_n_tokens, prompts)) if self.transport.pace.counts_tokens else 0,
         )
-        url = f"{self.url}{self.dialect.path}"
-        answer = await self.transport.post(url, self.request(prompts, question), attempts=attempts, expect=expected)
-        return came[-1], answer
+        url, body = f"{self.url}{self.dialect.path}", self.request(prompts, question)
+        if question.n_draws:
+            return await self.transport.post(url, body, attempts=attempts, expect=expected)
+        await self.gate.enter("chosen" if question.wanted else "listed")
+        try:
+            return await self.transport.post(url, body, attempts=attempts, expect=expected)
+        finally:
+            self.gate.leave()
+
+    def _check(self, value: object) -> None:
+        """Count an answer's tokens, and raise BadAnswerError where another model gave it."""
+        tokens = read_usage(value)
+        if tokens is not None:
+            self.usage.told = True
+            self.usage.counted += 1
+            self.usage.input_tokens += tokens[0]
+            self.usage.output_tokens += tokens[1]
+        named = read_text(value, "model")
+        if named is not None and not self.accepts(named):
+            raise BadAnswerError(f"{OTHER_MODEL}: {named!r}, not {self.pinned or self.model!r}")
 
     def accepts(self, named: str) -> bool:
         """Whether an answer that names its model so is one of ours."""
@@ -96,14 +129,6 @@ class Line:
             return named == self.pinned
         dated = re.fullmatch(re.escape(self.model) + r"[-@:]\d[\d.-]*", named)
         return named == self.model or named in self.answers_as or ANY_NAME in self.answers_as or dated is not None
-
-    def _count(self, value: object) -> None:
-        tokens = read_usage(value)
-        if tokens is not None:
-            self.usage.told = True
-            self.usage.counted += 1
-            self.usage.input_tokens += tokens[0]
-            self.usage.output_tokens += tokens[1]
 
 
 def _bytes_for_each(question: Question) -> int:

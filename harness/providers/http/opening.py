@@ -56,6 +56,8 @@ async def open_line(make: Callable[[Chat], Dialect], spec: TargetSpec, options: 
     CapabilityError where neither log-probabilities nor draws are given, UsageError where the address is missing.
     """
     url = address(spec)
+    if options.max_connections is not None:
+        spec = spec.with_concurrency(options.max_connections)
     transport = Transport(spec.endpoint, key(spec), max_connections=options.max_connections, sending=options.sending)
     line = Line(
         transport=transport,

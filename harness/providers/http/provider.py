@@ -9,9 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from harness.providers.base import Fetched
 from harness.providers.http.drawing import Drawer
 from harness.providers.http.line import Line
 from harness.providers.http.transport import Failure, RequestFailedError, Transport
@@ -25,6 +29,22 @@ _CONTENT_STATUSES = frozenset({400, 413, 422, 500})
 
 _BOS_TEXTS = ("<|begin_of_text|>", "<bos>", "<s>")
 """How common tokenizers spell the token that starts a text, for when the tokenizer itself is not known."""
+
+
+_READ_AT_ONCE = 8
+"""Choices of one answer that are enough to be read together right away, while they are in the processor's cache."""
+
+_READ_TOGETHER = 64
+"""Choices: where one of them needs a closer look, all of these are read one by one."""
+
+
+@runtime_checkable
+class ReadsChoices(Protocol):
+    """A dialect whose lists can be read without the answers they came in."""
+
+    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> list[Observation]:
+        """An observation for each; a choice that cannot be used is one with `error`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,32 +78,74 @@ class HttpProvider:
         self.vocabulary = vocabulary
         self.usage: Usage | None = line.usage
         self.batch_size = info.capabilities.max_prompts_per_request
-        self.concurrency = spec.endpoint.limits.concurrency
+        self.concurrency = line.transport.pace.cap
         self._attempts = spec.endpoint.limits.attempts
         self._spec = spec
         self._line = line
         self._names = names
         self._bos_texts = _bos_texts(vocabulary)
+        self._reads_choices = isinstance(line.dialect, ReadsChoices)
         self._drawer = Drawer(spec, line, info.capabilities)
+        self._question = lru_cache(maxsize=16)(
+            lambda n_logprobs, has_bos: Question(n_logprobs=n_logprobs, vocabulary=names, has_bos=has_bos)
+        )
 
     async def observe(self, prompts: Sequence[Prompt], readout: Readout) -> list[Observation]:
         """One observation for each prompt, in order; those that failed carry their error."""
         mode = readout.mode or self.info.capabilities.mode
         if mode.drawn:
             return await self._drawer.observe([self._sent(prompt) for prompt in prompts], readout, mode)
-        sent = [self._sent(prompt) for prompt in prompts]
-        if len(sent) <= self.batch_size and not any(isinstance(one, str) for one in sent):  # mostly
-            return await self._lists(Batch(places=range(len(sent)), prompts=sent, has_bos=False), readout, mode)
         found: dict[int, Observation] = {}
-        for batch in self._batches(sent):
-            found.update(zip(batch.places, await self._lists(batch, readout, mode), strict=True))
+        for batch in self._batches([self._sent(prompt) for prompt in prompts]):
+            seen = await self._ask(batch, self._question(self._listed(readout), batch.has_bos))
+            if mode is Mode.EXACT:
+                seen = await self._with_mass(batch, seen, readout.lexicon)
+            found.update(zip(batch.places, seen, strict=True))
         return [found[place] for place in range(len(prompts))]
 
-    async def _lists(self, batch: Batch, readout: Readout, mode: Mode) -> list[Observation]:
+    async def fetch(self, prompts: Sequence[Prompt], readout: Readout) -> Fetched | list[Observation]:
+        """The choices that answer the prompts, unread, where one request for lists is all they take; else as `observe`."""
+        mode = readout.mode or self.info.capabilities.mode
+        sent = [self._sent(prompt) for prompt in prompts]
+        deferrable = self._reads_choices and mode is Mode.TOPK and len(sent) < _READ_AT_ONCE
+        if not deferrable or len(sent) > self.batch_size or str in map(type, sent):
+            return await self.observe(prompts, readout)
+        question = self._question(self._listed(readout), False)
+        start = time.perf_counter()
+        try:
+            choices, answer = await self._line.fetch(sent, question)
+        except RequestFailedError as exc:
+            return await self._ask_apart(Batch(places=range(len(sent)), prompts=sent, has_bos=False), question, exc, start)
+        return Fetched(
+            raw=(choices, question),
+            entries=len(choices) * question.n_logprobs,
+            attempts=answer.attempts,
+            latency_s=time.perf_counter() - start,
+        )
+
+    def read(self, fetched: Sequence[Fetched]) -> list[list[Observation]]:
+        """The observations of each, read together as far as the question is the same."""
+        dialect = self._line.dialect
+        assert isinstance(dialect, ReadsChoices)
+        found: list[list[Observation]] = []
+        for _, group in groupby(fetched, key=lambda one: id(one.raw[1])):
+            members = list(group)
+            question = members[0].raw[1]
+            choices = [choice for one in members for choice in one.raw[0]]
+            observations: list[Observation] = []
+            for start in range(0, len(choices), _READ_TOGETHER):
+                observations += dialect.read_choices(choices[start : start + _READ_TOGETHER], question)
+            read = iter(observations)
+            for one in members:
+                own = [next(read) for _ in one.raw[0]]
+                for observation in own:
+                    _stamp(observation, one.attempts, one.latency_s)
+                found.append(own)
+        return found
+
+    def _listed(self, readout: Readout) -> int:
         limit = self.info.capabilities.max_logprobs
-        n_logprobs = min(readout.n_logprobs, limit) if limit else readout.n_logprobs
-        seen = await self._ask(batch, Question(n_logprobs=n_logprobs, vocabulary=self._names, has_bos=batch.has_bos))
-        return await self._with_mass(batch, seen, readout.lexicon) if mode is Mode.EXACT else seen
+        return min(readout.n_logprobs, limit) if limit else readout.n_logprobs
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -138,42 +200,59 @@ class HttpProvider:
         try:
             observations, answer = await self._line.ask(batch.prompts, question, attempts=attempts)
         except RequestFailedError as exc:
-            before += exc.attempts
-            if len(batch.places) > 1 and _may_be_one_prompts_fault(exc):
-                # Retries were spent on the whole; each part is asked once more, or a dead endpoint would cost hours.
-                attempts = 1 if exc.attempts >= self._attempts else attempts
-                return [
-                    observation
-                    for half in batch.halves()
-                    for observation in await self._ask(half, question, before=before, attempts=attempts)
-                ]
-            failed = Observation(error=exc.reason, attempts=before, latency_s=time.perf_counter() - start)
-            return [failed] * len(batch.places)
+            return await self._ask_apart(batch, question, exc, start, before=before, attempts=attempts)
         took_s, made = time.perf_counter() - start, before + answer.attempts
         for observation in observations:
             _stamp(observation, made, took_s)
         bad = [i for i, observation in enumerate(observations) if observation.error is not None]
         return await self._mended(batch, question, observations, bad) if bad else observations
 
+    async def _ask_apart(
+        self,
+        batch: Batch,
+        question: Question,
+        exc: RequestFailedError,
+        start: float,
+        *,
+        before: int = 0,
+        attempts: int | None = None,
+    ) -> list[Observation]:
+        """The observations of a batch whose request failed at last: of its halves, where one prompt may have sunk the rest."""
+        before += exc.attempts
+        if len(batch.places) > 1 and _may_be_one_prompts_fault(exc):
+            # Retries were spent on the whole; each part is asked once more, or a dead endpoint would cost hours.
+            attempts = 1 if exc.attempts >= self._attempts else attempts
+            return [
+                observation
+                for half in batch.halves()
+                for observation in await self._ask(half, question, before=before, attempts=attempts)
+            ]
+        failed = Observation(error=exc.reason, attempts=before, latency_s=time.perf_counter() - start)
+        return [failed] * len(batch.places)
+
     async def _mended(
         self, batch: Batch, question: Question, observations: list[Observation], bad: list[int]
     ) -> list[Observation]:
         """The observations with the bad ones among them asked for again, by themselves and within bounds."""
-        start = time.perf_counter()
+        start, first = time.perf_counter(), observations[bad[0]]
+        made = first.attempts
         for _ in range(self._attempts - 1):
-            before = observations[bad[0]]
             try:
                 again, answer = await self._line.ask(batch.only(bad).prompts, question)
-            except RequestFailedError:  # what the answers said stays the reason
+            except RequestFailedError as exc:  # what the answers said stays the reason
+                made += exc.attempts
                 break
+            made += answer.attempts
             for i, observation in zip(bad, again, strict=True):
-                _stamp(observation, before.attempts + answer.attempts, before.latency_s + time.perf_counter() - start)
+                _stamp(observation, made, first.latency_s + time.perf_counter() - start)
                 observations[i] = observation
             bad = [i for i in bad if observations[i].error is not None]
             if not bad:
                 return observations
+        took_s = first.latency_s + time.perf_counter() - start
         for i in bad:
-            observations[i] = replace(observations[i], error=self._line.transport.clean(observations[i].error or ""))
+            error = self._line.transport.clean(observations[i].error or "")
+            observations[i] = replace(observations[i], error=error, attempts=made, latency_s=took_s)
         return observations
 
 

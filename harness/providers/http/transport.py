@@ -96,14 +96,18 @@ class Expected:
     tokens: int = 0
 
 
-ANYTHING = Expected(read=lambda _: None)
+def _take(_: Any) -> None:
+    """Whatever comes is welcome."""
+
+
+ANYTHING = Expected(read=_take)
 
 
 class Transport:
     """One session to one endpoint. `key` goes out in the header that the endpoint declares, and nowhere else.
 
     `sending` is called before each request goes out, and may raise. `max_connections`: how many are under way at once, whatever
-    the endpoint's limits say; None: its pace is found. `usage` counts what was refused; the rest of it is the line's to count.
+    the endpoint's limits say; None: its pace is found. `usage` counts requests; their tokens are the line's to count.
     """
 
     def __init__(
@@ -183,7 +187,7 @@ class Transport:
             ) as response:
                 body = await _read_body(response, largest)
         if response.status >= 300:
-            self.usage.refused += data is not None
+            self.usage.refused += 1
             raise self._refusal(response, body)
         if any(b"imit-" in name for name, _ in response.raw_headers):  # x-ratelimit-..., in whatever case
             left_s = used_up_s(response.headers)
@@ -294,6 +298,7 @@ async def _read_body(response: aiohttp.ClientResponse, largest: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
     if size > largest:
+        chunks.clear()  # whoever keeps the error keeps its frames, and what they hold
         raise RequestFailedError(Failure.UNUSABLE, f"the answer is larger than {largest / (1 << 20):.3g} MB")
     return b"".join(chunks)
 

@@ -16,6 +16,7 @@ from harness.records import Observation
 
 TOKEN_ID_PREFIX = "token_id:"
 
+_PREFIX = TOKEN_ID_PREFIX.encode()
 _MANY = 3
 _STATED_LIMIT = re.compile(r"max(?:imum)? allowed:?\s*(\d+)", re.IGNORECASE)
 
@@ -51,11 +52,12 @@ class Completions:
 
         With a vocabulary the answer must name tokens by id, without one they are texts.
         """
-        choices = choices_of(answer, n_prompts)
+        return self.read_choices(choices_of(answer, n_prompts), question)
+
+    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> list[Observation]:
+        """The observation of each choice, of whichever answer it was."""
         observations = _read_alike(choices, question)
-        if observations is None:
-            observations = [_read(choice, question) for choice in choices]
-        return observations
+        return [_read(choice, question) for choice in choices] if observations is None else observations
 
     def draws(self, answer: object, n_prompts: int, question: Question) -> list[list[str]]:
         """The drawn continuations of each prompt: the choices of one prompt stand together."""
@@ -109,21 +111,19 @@ def token_ids(names: Sequence[str]) -> list[int]:
 
 def _ids(names: Sequence[str]) -> NDArray[np.int64]:
     """Joined, because a look at each name by itself would be a third of the client's time."""
-    joined = ",".join(names)
-    digits = joined.replace(TOKEN_ID_PREFIX, "")
+    joined = ",".join(names).encode(errors="replace")
     n = len(names)
     if (
-        # Each name begins with the prefix and holds it once, and it holds no comma; what is left of each is digits.
-        not joined.startswith(TOKEN_ID_PREFIX)
-        or not joined.count(f",{TOKEN_ID_PREFIX}") == joined.count(",") == n - 1
-        or len(joined) - len(digits) != n * len(TOKEN_ID_PREFIX)
-        or not (digits.isascii() and digits.replace(",", "").isdecimal())
-        or not digits[-1].isdecimal()
-        or not digits[0].isdecimal()
-        or ",," in digits
+        # Beside digits and commas there is nothing but one prefix for each name, and each name begins with it ...
+        joined.translate(None, b"0123456789,") != _PREFIX * n
+        or not joined.startswith(_PREFIX)
+        or not joined.count(b"," + _PREFIX) == joined.count(b",") == n - 1
+        # ... and goes on with a digit.
+        or b":," in joined
+        or joined.endswith(b":")
     ):
         raise BadAnswerError("a token is not named by its id")
-    return np.fromstring(digits, np.int64, sep=",")
+    return np.fromstring(joined[len(_PREFIX) :], np.int64, sep="," + TOKEN_ID_PREFIX)
 
 
 def stated_limit(message: str) -> int | None:

@@ -76,7 +76,10 @@ def ranked_alike(ids: NDArray[np.int64], logprobs: Sequence[object], n_lists: in
 def ranked_texts(listed: Sequence[str], logprobs: Iterable[object], sampled: str | None, n_logprobs: int) -> Observation:
     """The observation of a list of token texts. Tokens that read alike become one, with the sum of their probabilities."""
     values = checked(logprobs)
-    texts = tuple(listed)
+    # Half of a pair of surrogates, which JSON can say and no file can hold, is the replacement mark.
+    texts = tuple(
+        text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in listed
+    )
     if len(texts) != len(values):
         raise BadAnswerError(f"{len(values)} log-probabilities for {len(texts)} tokens")
     if len(set(texts)) != len(texts):

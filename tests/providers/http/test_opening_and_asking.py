@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import socket
 from collections.abc import Awaitable, Callable
@@ -562,3 +563,129 @@ def test_an_endpoint_that_goes_away_leaves_failed_prompts_not_an_exception(token
         return seen
 
     assert [(o.error, o.attempts) for o in asyncio.run(body())] == [("Connection refused", 4)] * 3
+
+
+# What cannot be an answer is asked for again
+
+
+def spoil(change: Callable[[dict[str, Any]], object]) -> Fault:
+    """Spoils the second choice of an answer, or the only one."""
+    return reworked(lambda data: change(data["choices"][-1]))
+
+
+def list_of(choice: dict[str, Any]) -> dict[str, float]:
+    listed: dict[str, float] = choice["logprobs"]["top_logprobs"][0]
+    return listed
+
+
+BAD_LISTS: list[Callable[[dict[str, Any]], object]] = [
+    lambda choice: list_of(choice).update({next(iter(list_of(choice))): float("nan")}),
+    lambda choice: list_of(choice).update({next(reversed(list_of(choice))): -9999.0}),
+    lambda choice: list_of(choice).update({next(iter(list_of(choice))): 0.7}),
+    lambda choice: list_of(choice).clear(),
+    lambda choice: choice.update(logprobs=None),
+]
+
+
+@pytest.mark.parametrize("change", BAD_LISTS)
+@pytest.mark.parametrize("n", [1, 8])
+def test_a_bad_list_is_asked_for_again_by_itself(tokenizer_file: str, change: Any, n: int) -> None:
+    asked = prompts(n)
+    stub = StubServer()
+    seen, _ = ask(stub, asked, fault=first(1, spoil(change)), target={"tokenizer": tokenizer_file})
+    for observation, prompt in zip(seen, asked, strict=True):
+        assert_right(observation, prompt)
+    assert [observation.attempts for observation in seen] == [1] * (n - 1) + [2]
+    again = [list(prompt.token_ids or ()) for prompt in asked[-1:]]
+    assert [body["prompt"] for body in stub.requests][1:] == again
+
+
+@pytest.mark.parametrize("change", BAD_LISTS)
+def test_a_list_that_stays_bad_fails_its_prompt_within_bounds(tokenizer_file: str, change: Any) -> None:
+    asked = prompts(3)
+    stub = StubServer()
+    seen, _ = ask(stub, asked, fault=spoil(change), target={"tokenizer": tokenizer_file}, limits={"attempts": 3})
+    for observation, prompt in zip(seen[:2], asked[:2], strict=True):
+        assert_right(observation, prompt)
+    assert (seen[2].error or "").startswith("bad answer: ")
+    assert seen[2].attempts == len(stub.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        reworked(lambda data: data["choices"].pop()),
+        reworked(lambda data: data["choices"].append(data["choices"][0])),
+        reworked(lambda data: data.update(choices=[])),
+        reworked(lambda data: data.update(model="another")),
+        raw('{"choices": ['),
+        raw("<html><h1>It works</h1></html>"),
+        status(502, "<html>bad gateway</html>"),
+    ],
+)
+def test_an_answer_that_is_none_is_asked_for_again_as_a_whole(tokenizer_file: str, fault: Fault) -> None:
+    asked = prompts(4)
+    stub = StubServer()
+    seen, _ = ask(stub, asked, fault=first(2, fault), target={"tokenizer": tokenizer_file})
+    for observation, prompt in zip(seen, asked, strict=True):
+        assert_right(observation, prompt)
+        assert observation.attempts == 3
+    assert len({str(body) for body in stub.requests}) == 1
+
+
+def test_every_request_is_counted_whatever_came_of_it(tokenizer_file: str) -> None:
+    stub = StubServer()
+    before: list[int] = []
+
+    async def body() -> int:
+        async with stub.running():
+            provider = await open_provider(spec(stub.base_url, {"tokenizer": tokenizer_file}), OpenOptions())
+            assert provider.usage is not None
+            before.append(provider.usage.requests)
+            stub.requests.clear()
+            stub.fault = first(4, status(500))
+            await provider.observe(prompts(2), READOUT)
+            stub.fault = first(2, raw("?"))
+            await provider.observe(prompts(2), READOUT)
+            await provider.aclose()
+            return provider.usage.requests
+
+    assert asyncio.run(body()) - before[0] == len(stub.requests)
+
+
+def test_a_body_far_larger_than_an_answer_can_be_is_not_read(tokenizer_file: str) -> None:
+    async def endless(_: StubServer, __: dict[str, Any]) -> web.StreamResponse:
+        return Endless()
+
+    sent: list[int] = []
+
+    class Endless(web.StreamResponse):
+        async def prepare(self, request: web.BaseRequest) -> Any:
+            self.enable_chunked_encoding()
+            writer = await super().prepare(request)
+            sent.append(0)
+            with contextlib.suppress(ConnectionError):
+                while sent[-1] < 100:
+                    await self.write(b" " * (1 << 20))
+                    sent[-1] += 1
+            return writer
+
+    seen, _ = ask(StubServer(), prompts(1), fault=endless, target={"tokenizer": tokenizer_file}, limits={"attempts": 2})
+    assert (seen[0].error or "").startswith("the answer is larger than 4.")
+    assert len(sent) == 2
+    assert max(sent) < 50, "it was cut off on the way"
+
+
+def test_the_users_number_of_connections_holds_and_is_what_the_runner_keeps_busy(tokenizer_file: str) -> None:
+    stub = StubServer()
+
+    async def body() -> HttpProvider:
+        async with stub.running():
+            options = OpenOptions(max_connections=11)
+            provider = await open_provider(spec(stub.base_url, {"tokenizer": tokenizer_file}), options)
+            await provider.aclose()
+            return provider
+
+    provider = asyncio.run(body())
+    assert provider.concurrency == 11
+    assert (provider.transport.pace.cap, provider.transport.pace.level) == (11, 11)

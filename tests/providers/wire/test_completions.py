@@ -221,3 +221,51 @@ def test_the_limit_that_a_refusal_states_is_found() -> None:
     said = "HTTP 400: Requested sample logprobs of 1000, which is greater than max allowed: 20"
     assert wire.stated_limit(said) == 20
     assert wire.stated_limit("HTTP 400: logprobs out of range") is None
+
+
+def lists_strategy(length: int) -> st.SearchStrategy[dict[str, float]]:
+    """Lists of one length, mostly ranked as servers rank them; some out of order, tied, or spoiled."""
+    ids = st.lists(st.integers(0, 60), min_size=length, max_size=length, unique=True)
+    plain = st.lists(st.floats(-40, -4, width=32), min_size=length, max_size=length, unique=True).map(
+        lambda values: sorted(values, reverse=True)
+    )
+    odd = st.lists(st.sampled_from([-4.0, -5.0, -9999.0, 0.5, math.nan, 0.0, -(10.0**39)]), min_size=length, max_size=length)
+    return st.tuples(ids, st.one_of(plain, plain, plain, odd)).map(
+        lambda pair: {f"token_id:{i}": value for i, value in zip(*pair, strict=True)}
+    )
+
+
+@given(st.integers(1, 5).flatmap(lambda length: st.lists(lists_strategy(length), min_size=3, max_size=6)), st.integers(1, 6))
+def test_lists_read_together_are_what_each_is_by_itself(lists: list[dict[str, float]], k: int) -> None:
+    together = read(answer(*lists), len(lists), k, VOCABULARY)
+    for top, seen in zip(lists, together, strict=True):
+        alone = read_one(top, k=k)
+        for name in Observation.__slots__:
+            one, other = getattr(seen, name), getattr(alone, name)
+            if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+                assert one.dtype == other.dtype
+                assert one.tobytes() == other.tobytes()
+            else:
+                assert one == other, "to the last bit"
+
+
+@given(st.lists(st.text(alphabet="token_id:,0 1x²-\n", max_size=14), min_size=1, max_size=4))
+def test_only_names_of_ids_are_taken_for_ids(names: list[str]) -> None:
+    valid = all(name.startswith("token_id:") and name[9:].isdecimal() and name[9:].isascii() for name in names)
+    if valid:
+        assert wire.token_ids(names) == [int(name[9:]) for name in names]
+    else:
+        with pytest.raises(BadAnswerError):
+            wire.token_ids(names)
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40))
+def test_the_ids_in_names_are_read(ids: list[int]) -> None:
+    assert wire.token_ids([f"token_id:{i}" for i in ids]) == ids
+
+
+def test_half_of_a_surrogate_pair_in_a_token_is_no_crash_later() -> None:
+    """Some servers tell a token of half a character so."""
+    observation = read_one(json.loads('{"\\ud83d": -1.0, " a": -2.0}'), names=None)
+    assert all(token.encode() for token in observation.tokens)
+    assert len(observation.tokens) == 2
