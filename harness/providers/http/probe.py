@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import CapabilityError
+from harness.providers.chosen import CHOSEN_IDS
 from harness.providers.http import questions
 from harness.providers.http.fitting import PROBE_TEXT, First, Form, Refused, ask, first_answer
 from harness.providers.http.prefilling import prefill
@@ -24,9 +25,6 @@ from harness.records import Mode, Observation
 
 _SAME_NAT = 0.5
 """Log-probabilities of one prompt sent as text and as ids differ by less: noise is under 0.1, another prompt's many nats."""
-
-CHOSEN_IDS = 128
-"""Token ids that vLLM's `logprob_token_ids` takes at the most (vLLM 0.33, `sampling_params.py`)."""
 
 _FEWER_PROMPTS = (8, 2)
 """Numbers of prompts to try where as many as the file allows are refused."""

@@ -13,11 +13,11 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from harness.providers.base import Fetched
+from harness.providers.chosen import passes, with_mass
 from harness.providers.http.drawing import Drawer
 from harness.providers.http.line import Line
+from harness.providers.http.tokenising import BOS_TEXTS
 from harness.providers.http.transport import Failure, RequestFailedError, Transport
 from harness.providers.targets import TargetSpec
 from harness.providers.vocabulary import Vocabulary
@@ -26,10 +26,6 @@ from harness.records import Lexicon, Mode, Observation, Prompt, Readout, TargetI
 
 _CONTENT_STATUSES = frozenset({400, 413, 422, 500})
 """Refusals that may be about what a request holds; others (404, 429, 503, ...) are about the endpoint."""
-
-_BOS_TEXTS = ("<|begin_of_text|>", "<bos>", "<s>")
-"""How common tokenizers spell the token that starts a text, for when the tokenizer itself is not known."""
-
 
 _READ_AT_ONCE = 8
 """Choices of one answer that are enough to be read together right away, while they are in the processor's cache."""
@@ -180,17 +176,11 @@ class HttpProvider:
     async def _with_mass(self, batch: Batch, seen: list[Observation], lexicon: Lexicon) -> list[Observation]:
         """`seen` with the lexicon's mass, from its ids' own log-probabilities: requests that read the server's prefix cache."""
         ids = [] if lexicon.token_ids is None else lexicon.token_ids.tolist()
-        size = self.info.capabilities.chosen_ids
-        mass = np.zeros(len(seen))
-        for start in range(0, len(ids), size):
-            wanted = tuple(ids[start : start + size])
-            part = await self._ask(batch, Question(wanted=wanted, vocabulary=self._names, has_bos=batch.has_bos))
-            seen = [_both(one, other) for one, other in zip(seen, part, strict=True)]
-            mass += [np.exp(one.logprobs.astype(np.float64)).sum() for one in part]
-        return [
-            one if one.error else replace(one, mode=Mode.EXACT, mass_low=float(m), mass_high=float(m))
-            for one, m in zip(seen, np.minimum(mass, 1.0), strict=True)
+        parts = [
+            await self._ask(batch, Question(wanted=part, vocabulary=self._names, has_bos=batch.has_bos))
+            for part in passes(ids, self.info.capabilities.chosen_ids)
         ]
+        return with_mass(seen, parts)
 
     async def _ask(
         self, batch: Batch, question: Question, *, before: int = 0, attempts: int | None = None
@@ -274,18 +264,9 @@ def _may_be_one_prompts_fault(exc: RequestFailedError) -> bool:
     return is_refusal(exc) or exc.failure in (Failure.UNREADABLE, Failure.BROKEN)
 
 
-def _both(one: Observation, other: Observation) -> Observation:
-    """`one`, failed if `other` did, with the time and the attempts of both."""
-    return replace(
-        Observation(error=one.error or other.error) if one.error or other.error else one,
-        attempts=max(one.attempts, other.attempts),
-        latency_s=one.latency_s + other.latency_s,
-    )
-
-
 def _bos_texts(vocabulary: Vocabulary | None) -> tuple[str, ...]:
     """What a text starts with when it holds its BOS already; nothing where the tokenizer adds none."""
     if vocabulary is None:
-        return _BOS_TEXTS
+        return BOS_TEXTS
     added = vocabulary.encode([""])[0]
     return ("".join(vocabulary.text(token_id) for token_id in added),) if added else ()
