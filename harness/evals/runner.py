@@ -320,13 +320,16 @@ class _Planner:
         for readout, group in groupby(planned, key=lambda one: one[0]):
             cut = [next(encoded) for _ in group]
             keys = self._job.keys.keys([prompt for batch in cut for prompt in batch], readout)
-            have = iter(zip(keys, self._job.journal.answered(keys), strict=True))
+            have = self._job.journal.answered(keys)
+            start = 0
             for batch in cut:
-                lacking = [(prompt, key) for prompt, (key, known) in zip(batch, have, strict=False) if not known]
-                answered += len(batch) - len(lacking)
+                own = range(start, start + len(batch))
+                start = own.stop
+                lacking = [i for i in own if not have[i]]
+                answered += len(own) - len(lacking)
                 if lacking:
-                    prompts, own = zip(*lacking, strict=True)
-                    missing.append(Work(prompts=prompts, keys=own, readout=readout))
+                    prompts = batch if len(lacking) == len(own) else [batch[i - own.start] for i in lacking]
+                    missing.append(Work(prompts=prompts, keys=[keys[i] for i in lacking], readout=readout))
         return _Part(missing=missing, answered=answered)
 
 

@@ -10,6 +10,8 @@ from harness.evals.score import Columns, Scorer, View
 from harness.providers.embedding import Embedding, Similarity
 from harness.records import CLEAN, Observation, Prompt
 
+_SCORED_AT_ONCE = 96
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ScoredBatch:
@@ -34,7 +36,7 @@ def scored_batches(job: Job, concept: str, embedding: Embedding | None) -> Itera
     clean_observations: list[Observation] = []
     clean: View | None = None
     row_of: dict[str, int] = {}
-    for prompts in job_batches(job, job.plan.pack.concept(concept)):
+    for prompts in _in_bulk(job_batches(job, job.plan.pack.concept(concept))):
         observations = journalled(job, prompts, readout)
         view = scorer.view(observations)
         if prompts[0].arm == CLEAN:
@@ -48,3 +50,16 @@ def scored_batches(job: Job, concept: str, embedding: Embedding | None) -> Itera
         pairs = clean.take([row_of[prompt.sentence_id] for prompt in prompts])
         trials = scorer.trials(prompts, pairs, view)
         yield ScoredBatch(prompts=prompts, observations=observations, view=view, trials=trials)
+
+
+def _in_bulk(batches: Iterator[list[Prompt]]) -> Iterator[list[Prompt]]:
+    """The batches put together to `_SCORED_AT_ONCE` prompts and more, clean and injected ones apart: to score them one by one
+    takes longer than to ask."""
+    waiting: list[Prompt] = []
+    for batch in batches:
+        if waiting and (len(waiting) >= _SCORED_AT_ONCE or (waiting[0].arm == CLEAN) != (batch[0].arm == CLEAN)):
+            yield waiting
+            waiting = []
+        waiting = waiting + batch if waiting else batch
+    if waiting:
+        yield waiting

@@ -187,7 +187,7 @@ def test_a_journal_that_cannot_be_written_ends_the_asking_with_its_error(plan: P
             puts.append(1)
             raise StorageError("full")
 
-        journal.put = full  # type: ignore[method-assign]
+        journal.write = full  # type: ignore[method-assign]
         job = make_job(plan, provider, journal)
         with pytest.raises(StorageError, match="full"):
             asyncio.run(ask_all(job, Tally(planned=count_prompts(plan)), lambda _: None))

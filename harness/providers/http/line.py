@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from harness.providers.http.gate import Gate
 from harness.providers.http.transport import Answer, Expected, Transport
 from harness.providers.wire.base import BadAnswerError, Dialect, Question, TextOrIds, choices_of, read_text, read_usage
 from harness.records import Observation, Usage
@@ -43,7 +42,6 @@ class Line:
     pinned: str | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     takes_temperature: bool = True
-    gate: Gate = field(default_factory=Gate)
     usage: Usage = field(default_factory=Usage)
 
     def request(self, prompts: Sequence[TextOrIds], question: Question) -> dict[str, Any]:
@@ -101,15 +99,10 @@ class Line:
             read=read,
             largest=_BASE_BYTES + len(prompts) * (_PROMPT_BYTES + _bytes_for_each(question)),
             tokens=sum(map(_n_tokens, prompts)) if self.transport.pace.counts_tokens else 0,
+            kind="" if question.n_draws else "chosen" if question.wanted else "listed",
         )
         url, body = f"{self.url}{self.dialect.path}", self.request(prompts, question)
-        if question.n_draws:
-            return await self.transport.post(url, body, attempts=attempts, expect=expected)
-        await self.gate.enter("chosen" if question.wanted else "listed")
-        try:
-            return await self.transport.post(url, body, attempts=attempts, expect=expected)
-        finally:
-            self.gate.leave()
+        return await self.transport.post(url, body, attempts=attempts, expect=expected)
 
     def _check(self, value: object) -> None:
         """Count an answer's tokens, and raise BadAnswerError where another model gave it."""

@@ -10,8 +10,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -20,6 +19,7 @@ import aiohttp
 import orjson
 
 from harness.masking import Mask
+from harness.providers.http.gate import Gate
 from harness.providers.http.pace import JITTER_S, LONGEST_WAIT_S, Pace
 from harness.providers.http.waits import asked_wait_s, used_up_s
 from harness.providers.targets import Endpoint
@@ -34,6 +34,9 @@ _LARGEST_BODY = 64 * 1024 * 1024
 
 _PATIENCE = 4
 """How many times as often as for other failures a request is sent again that was turned away for the sake of others."""
+
+_GONE = 8
+_LOOK_AGAIN_S = 10.0
 
 _LONGEST_REASON = 300
 _MOST_DOUBLINGS = 10
@@ -53,6 +56,9 @@ class Failure(StrEnum):
     UNUSABLE = "unusable"  # too large, or JSON that does not say what was asked
 
 
+_NOBODY = frozenset({Failure.UNREACHABLE, Failure.SILENT, Failure.BROKEN})
+
+
 class RequestFailedError(Exception):
     """A request without a usable answer: `reason` is one line without secrets, `attempts` how often it was sent."""
 
@@ -68,7 +74,8 @@ class RequestFailedError(Exception):
     def retryable(self) -> bool:
         """Whether sending the same again may help."""
         if self.failure is Failure.STATUS and self.status is not None:
-            return self.status in _RETRIED_STATUSES or self.status >= 500
+            # A redirect is never followed; the declared host may well answer when it is asked again.
+            return self.status in _RETRIED_STATUSES or self.status >= 500 or self.status < 400
         return True
 
     @property
@@ -89,11 +96,13 @@ class Answer:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
     """What the answer to a request must be: `read` takes it, and raises BadAnswerError for one that is none; then it is asked
-    for again. `largest`: bytes at which no more of it is read. `tokens`: how many the request holds, about."""
+    for again. `largest`: bytes at which no more of it is read. `tokens`: how many the request holds, about. `kind`: requests of
+    different kinds are never under way together; those of no kind mind nobody."""
 
     read: Callable[[Any], None]
     largest: int = _LARGEST_BODY
     tokens: int = 0
+    kind: str = ""
 
 
 def _take(_: Any) -> None:
@@ -123,6 +132,8 @@ class Transport:
         if max_connections is not None:
             limits = limits.model_copy(update={"concurrency": max_connections})
         self.pace = Pace(limits, fixed=max_connections is not None, sleep=sleep)
+        self._gate = Gate()
+        self._life = _Life()
         self._limits = limits
         self.usage = Usage()
         self._mask = Mask(key)
@@ -156,14 +167,20 @@ class Transport:
         return line if len(line) <= longest else line[:longest] + "..."
 
     async def _send(self, url: str, data: bytes | None, expect: Expected, tries: _Tries) -> Answer:
+        self._life.check()
         while True:
             number = await self.pace.enter(expect.tokens)
+            apart = False
             try:
+                if expect.kind:
+                    await self._gate.enter(expect.kind)
+                    apart = True
                 if self._sending is not None:
                     self._sending()
                 self.usage.requests += 1
                 start = time.perf_counter()
                 value, headers = await self._attempt(url, data, expect.largest)
+                self._life.answered()
                 expect.read(value)
                 self.pace.succeeded(time.perf_counter() - start)
                 return Answer(value=value, attempts=tries.made + 1, headers=headers)
@@ -173,26 +190,39 @@ class Transport:
                 failed = RequestFailedError(Failure.UNUSABLE, self.clean(f"bad answer: {exc}"))
                 failed.__cause__ = exc
             finally:
+                if apart:
+                    self._gate.leave()
                 self.pace.leave()
+            if failed.failure not in _NOBODY:
+                self._life.answered()
             if failed.status in _PUSHED_BACK:
                 self.pace.pushed_back(number, failed.retry_after_s)
-            wait_s = tries.failed(failed)  # raises it where nothing is left to try
+            try:
+                wait_s = tries.failed(failed)
+            except RequestFailedError:
+                if failed.failure in _NOBODY:
+                    self._life.lost()
+                raise
             if wait_s is not None:
                 await self._sleep(wait_s)
 
     async def _attempt(self, url: str, data: bytes | None, largest: int) -> tuple[Any, Mapping[str, str]]:
-        with self._mapped():
+        try:
             async with self._session.request(
                 "GET" if data is None else "POST", url, data=data, params=self._query, allow_redirects=False
             ) as response:
                 body = await _read_body(response, largest)
+        except (TimeoutError, aiohttp.ClientError, OSError) as exc:
+            raise self._mapped(exc) from exc
         if response.status >= 300:
             self.usage.refused += 1
             raise self._refusal(response, body)
-        if any(b"imit-" in name for name, _ in response.raw_headers):  # x-ratelimit-..., in whatever case
-            left_s = used_up_s(response.headers)
-            if left_s is not None:
-                self.pace.hold(left_s)
+        for name, _ in response.raw_headers:
+            if b"imit-" in name:  # x-ratelimit-..., in whatever case
+                left_s = used_up_s(response.headers)
+                if left_s is not None:
+                    self.pace.hold(left_s)
+                break
         body = self._mask.body(body)
         try:
             return _loads(body), response.headers
@@ -213,20 +243,15 @@ class Transport:
             retry_after_s=asked_wait_s(response.headers),
         )
 
-    @contextmanager
-    def _mapped(self) -> Iterator[None]:
+    def _mapped(self, exc: Exception) -> RequestFailedError:
         """aiohttp's errors as ours, in the order from special to general."""
-        try:
-            yield
-        except aiohttp.ConnectionTimeoutError as exc:
-            raise RequestFailedError(Failure.UNREACHABLE, f"no connection within {_CONNECT_TIMEOUT_S:g} s") from exc
-        except TimeoutError as exc:
-            raise RequestFailedError(Failure.SILENT, f"no answer within {self._limits.timeout_s:g} s") from exc
-        except aiohttp.ClientConnectorError as exc:
-            raise RequestFailedError(Failure.UNREACHABLE, self.clean(_why_unreachable(exc))) from exc
-        except (aiohttp.ClientError, OSError) as exc:
-            reason = self.clean(f"the connection broke: {exc or type(exc).__name__}")
-            raise RequestFailedError(Failure.BROKEN, reason) from exc
+        if isinstance(exc, aiohttp.ConnectionTimeoutError):
+            return RequestFailedError(Failure.UNREACHABLE, f"no connection within {_CONNECT_TIMEOUT_S:g} s")
+        if isinstance(exc, TimeoutError):
+            return RequestFailedError(Failure.SILENT, f"no answer within {self._limits.timeout_s:g} s")
+        if isinstance(exc, aiohttp.ClientConnectorError):
+            return RequestFailedError(Failure.UNREACHABLE, self.clean(_why_unreachable(exc)))
+        return RequestFailedError(Failure.BROKEN, self.clean(f"the connection broke: {exc or type(exc).__name__}"))
 
 
 def _credentials(endpoint: Endpoint, key: str | None) -> dict[str, str]:
@@ -234,6 +259,37 @@ def _credentials(endpoint: Endpoint, key: str | None) -> dict[str, str]:
     if not key:
         return {}
     return {"Authorization": f"Bearer {key}"} if endpoint.auth == "bearer" else {endpoint.auth: key}
+
+
+class _Life:
+    """Whether anybody is there.
+
+    After `_GONE` requests in a row that nobody answered, whatever was tried, requests fail unsent, but for one now and then
+    that looks again: thousands that each try for minutes would cost hours.
+    """
+
+    def __init__(self) -> None:
+        self._lost = 0
+        self._look_at = 0.0
+
+    def check(self) -> None:
+        """Raises RequestFailedError where it makes no sense to send."""
+        if self._lost < _GONE:
+            return
+        if time.monotonic() < self._look_at:
+            failed = RequestFailedError(Failure.UNREACHABLE, f"not sent: {_GONE} requests in a row and more got no answer")
+            failed.attempts = 0
+            raise failed
+        self._look_at = time.monotonic() + _LOOK_AGAIN_S
+
+    def answered(self) -> None:
+        """Somebody answered, whatever it was."""
+        self._lost = 0
+
+    def lost(self) -> None:
+        """Nobody answered a request until its attempts were used up."""
+        self._lost += 1
+        self._look_at = time.monotonic() + _LOOK_AGAIN_S
 
 
 class _Tries:

@@ -91,8 +91,8 @@ def read_usage(answer: object) -> tuple[int, int] | None:
     usage = answer.get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return None
-    for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
-        counts = [usage.get(name) for name in names]
-        if isinstance(counts[0], int) and counts[0] >= 0:
-            return counts[0], counts[1] if isinstance(counts[1], int) and counts[1] >= 0 else 0
+    for read, written in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
+        n_read, n_written = usage.get(read), usage.get(written)
+        if isinstance(n_read, int) and n_read >= 0:
+            return n_read, n_written if isinstance(n_written, int) and n_written >= 0 else 0
     return None

@@ -124,7 +124,34 @@ def test_a_redirect_is_not_followed() -> None:
     failed = failure(stub)
     assert failed.status == 307
     assert failed.reason == f"HTTP 307 redirects to {stub.base_url}/models, which is not followed"
-    assert len(stub.requests) == 1
+    assert len(stub.requests) == 4, "asked again at the declared host, and nowhere else"
+
+
+def test_an_endpoint_that_is_gone_is_not_asked_by_every_request() -> None:
+    """Eight requests find nobody, whatever they try; the ninth is not sent, and once somebody answers all are again."""
+    reasons: list[str] = []
+
+    async def no_wait(_: float) -> None: ...
+
+    async def body() -> None:
+        stub = StubServer(fault=drop)
+        async with stub.running():
+            transport = Transport(endpoint(Limits(attempts=2, timeout_s=5)), sleep=no_wait)
+            url, asked = f"{stub.base_url}/completions", {"prompt": "w1", "logprobs": 3, "model": "stub-model"}
+            for _ in range(10):
+                with pytest.raises(RequestFailedError) as caught:
+                    await transport.post(url, asked)
+                reasons.append(caught.value.reason)
+            assert len(stub.requests) == 8 * 2
+            stub.fault = None
+            transport._life._look_at = 0.0  # ten seconds later
+            assert (await transport.post(url, asked)).attempts == 1
+            assert (await transport.post(url, asked)).attempts == 1
+            await transport.aclose()
+
+    asyncio.run(body())
+    assert all("the connection broke" in reason for reason in reasons[:8])
+    assert reasons[8:] == ["not sent: 8 requests in a row and more got no answer"] * 2
 
 
 @pytest.mark.parametrize(
