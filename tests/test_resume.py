@@ -50,10 +50,10 @@ def killed(argv: list[str], cache: Path, target: str, *, at: int) -> bool:
     return bool(process.wait() == -signal.SIGKILL)
 
 
-def slow_target(project: Path) -> None:
+def slow_target(project: Path, delay_s: float = 0.1) -> None:
     """A scripted target that takes its time, so that a kill meets it at work."""
     (project / "providers").mkdir()
-    options = "[targets.slow.options]\ndelay_s = 0.1\nbatch_size = 16\nconcurrency = 2\n"
+    options = f"[targets.slow.options]\ndelay_s = {delay_s}\nbatch_size = 16\nconcurrency = 2\n"
     text = f'api = "scripted"\ndescription = "slow"\n[targets.slow]\nmodel = "slow"\n{options}'
     (project / "providers" / "slow.toml").write_text(text)
 
@@ -284,19 +284,28 @@ def test_a_place_that_cannot_be_written_ends_the_command_with_a_hint(
 
 
 def test_the_second_process_on_a_run_folder_says_who_is_first_and_leaves(project: Path) -> None:
-    slow_target(project)
-    argv = command("slow", project / "run", "--concept", "animal", "--limit", "8")
+    slow_target(project, delay_s=2 * LONGEST_WAIT_S)
+    argv = command("slow", project / "run", "--concept", "animal", "--limit", "2")
     env = environment(project / "cache")
-    first = subprocess.Popen(argv, env=env, cwd=project, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + LONGEST_WAIT_S
-    while not answers(project / "cache", "slow") and time.monotonic() < deadline:
-        time.sleep(0.02)
-    second = subprocess.run(argv, env=env, cwd=project, capture_output=True, text=True, check=False)
+    with subprocess.Popen(
+        argv,
+        env=env,
+        cwd=project,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as first:
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while not list(project.glob(".run*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.2)  # the lock is written, too
+        second = subprocess.run(argv, env=env, cwd=project, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGINT)
+        _, told = first.communicate(timeout=LONGEST_WAIT_S)
     assert second.returncode == 2
     assert f"another process (pid {first.pid}) is at work on this run" in second.stderr
     assert "hint: wait until it ends, or name another folder with --out" in second.stderr
-    _, told = first.communicate(timeout=LONGEST_WAIT_S)
-    assert first.returncode == 0, told
+    assert first.returncode == 3, told
     assert not list(project.glob(".run*"))
 
 
