@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -133,6 +133,33 @@ class Observation:
     error: str | None = None
     attempts: int = 1
     latency_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Lists:
+    """What `Observation`s would say of n prompts whose lists are all of one length, as arrays: an object for each prompt would
+    take a tenth of the client's time.
+
+    `token_ids` (n, k) int32 and `logprobs` (n, k) float32, highest first; the others have a value for each prompt.
+    """
+
+    token_ids: Int32s
+    logprobs: Float32s
+    covered_mass: Sequence[float]
+    mode: Mode
+    attempts: Sequence[int]
+    latency_s: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.covered_mass)
+
+    def observations(self) -> list[Observation]:
+        """The same, prompt by prompt."""
+        rows = zip(self.token_ids, self.logprobs, self.covered_mass, self.attempts, self.latency_s, strict=True)
+        return [
+            Observation(token_ids=ids, logprobs=listed, covered_mass=mass, mode=self.mode, attempts=made, latency_s=took)
+            for ids, listed, mass, made, took in rows
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

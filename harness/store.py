@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from harness.errors import StorageError
 from harness.paths import writing
-from harness.records import Mode, Observation, Prompt, Readout, TargetInfo
+from harness.records import Lists, Mode, Observation, Prompt, Readout, TargetInfo
 
 KEY_BYTES = 16
 
@@ -150,7 +150,7 @@ class Journal:
         """Keep `answers` in one transaction. Of several under one key the first answer counts, else the last failure."""
         pairs = list(answers)
         if pairs:
-            self.write(pack(pairs))
+            self.write(pack([([key for key, _ in pairs], [observation for _, observation in pairs])]))
 
     def write(self, block: Block) -> None:
         """Keep what `pack` packed: all that waits for the disk, without the interpreter's lock."""
@@ -188,7 +188,7 @@ class Journal:
         rows = self._db.execute(f"SELECT {', '.join(names)} FROM answers")
         while part := rows.fetchmany(512):
             found = [dict(zip(names, row, strict=True)) for row in part]
-            self._insert(pack([(row.pop("key"), _of_row(row)) for row in found]))
+            self._insert(pack([([row.pop("key") for row in found], [_of_row(row) for row in found])]))
         self._db.execute("DROP TABLE answers")
         self._db.execute("COMMIT")
 
@@ -270,7 +270,7 @@ class _Block:
         length = int.from_bytes(data[:4], "little")
         head: dict[str, Any] = _loads(data[4 : 4 + length])
         self._lengths: list[int] = head.pop("n_logprobs")
-        self._n_ids: list[int | None] = head.pop("n_ids")
+        self._n_ids: list[int | None] = head.pop("n_ids") or [None] * len(self._lengths)
         self._columns = {name: values for name, values in head.items() if values is not None}
         n_ids = sum(n or 0 for n in self._n_ids)
         self._ids = np.frombuffer(data, "<i4", n_ids, 4 + length)
@@ -290,31 +290,46 @@ class _Block:
         return Observation(token_ids=ids, logprobs=self._logprobs[self._from[place] : self._from[place + 1]], **fields)
 
 
-def pack(answers: Sequence[tuple[bytes, Observation]]) -> Block:
-    """A block of answers under their keys."""
-    observations = [observation for _, observation in answers]
-    keys = [key for key, _ in answers]
+def pack(answers: Sequence[tuple[Sequence[bytes], Lists | Sequence[Observation]]]) -> Block:
+    """A block of what came under these keys."""
+    keys = [key for part, _ in answers for key in part]
     if set(map(len, keys)) != {KEY_BYTES}:
         raise ValueError(f"a key of the journal has {KEY_BYTES} bytes")
-    failed = bytes(observation.error is not None for observation in observations)
-    return len(failed) - sum(failed), b"".join(keys), failed, _pack(observations)
+    parts = [part for _, part in answers]
+    failed = b"".join(
+        bytes(len(part)) if isinstance(part, Lists) else bytes(one.error is not None for one in part) for part in parts
+    )
+    return len(failed) - sum(failed), b"".join(keys), failed, _pack(parts)
 
 
-def _pack(observations: Sequence[Observation]) -> bytes:
+def _pack(parts: Sequence[Lists | Sequence[Observation]]) -> bytes:
     """A JSON head with its length before it, then the ids and the log-probabilities of all; `_Block` reads it.
 
     A column that is empty throughout is null.
     """
-    head: dict[str, Any] = {}
-    for name in _PLAIN:
-        values = [getattr(observation, name) for observation in observations]
-        head[name] = values if any(value is not None and value != () for value in values) else None
-    head["n_ids"] = [None if o.token_ids is None else len(o.token_ids) for o in observations]
-    head["n_logprobs"] = [len(o.logprobs) for o in observations]
-    packed = _dumps(head)
-    ids = b"".join(np.asarray(o.token_ids, "<i4").tobytes() for o in observations if o.token_ids is not None)
-    logprobs = b"".join(np.asarray(o.logprobs, "<f4").tobytes() for o in observations)
-    return len(packed).to_bytes(4, "little") + packed + ids + logprobs
+    columns: dict[str, list[Any]] = {name: [] for name in (*_PLAIN, "n_ids", "n_logprobs")}
+    ids: list[bytes] = []
+    logprobs: list[bytes] = []
+    for part in parts:
+        if isinstance(part, Lists):
+            n, length = part.logprobs.shape
+            alike = dict.fromkeys(_PLAIN) | {"mode": part.mode, "n_ids": length, "n_logprobs": length}
+            own: dict[str, Sequence[Any]] = {name: [value] * n for name, value in alike.items()}
+            own |= {"covered_mass": part.covered_mass, "attempts": part.attempts, "latency_s": part.latency_s}
+            ids.append(np.asarray(part.token_ids, "<i4").tobytes())
+            logprobs.append(np.asarray(part.logprobs, "<f4").tobytes())
+        else:
+            own = {name: [getattr(one, name) for one in part] for name in _PLAIN}
+            own["n_ids"] = [None if one.token_ids is None else len(one.token_ids) for one in part]
+            own["n_logprobs"] = [len(one.logprobs) for one in part]
+            ids += [np.asarray(one.token_ids, "<i4").tobytes() for one in part if one.token_ids is not None]
+            logprobs += [np.asarray(one.logprobs, "<f4").tobytes() for one in part]
+        for name, values in own.items():
+            columns[name] += values
+    head = _dumps(
+        {name: values if any(v is not None and v != () for v in values) else None for name, values in columns.items()}
+    )
+    return b"".join((len(head).to_bytes(4, "little"), head, *ids, *logprobs))
 
 
 def _dumps(head: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from harness import store
 from harness.errors import StorageError
-from harness.records import Capabilities, Lexicon, Mode, Observation, Prompt, Readout, TargetInfo
+from harness.records import Capabilities, Lexicon, Lists, Mode, Observation, Prompt, Readout, TargetInfo
 from harness.store import KEY_BYTES, Journal, KeyMaker
 
 INFO = TargetInfo(
@@ -266,3 +266,28 @@ def test_a_full_disk_is_an_error_and_what_was_kept_is_readable(tmp_path: Path) -
         assert len(journal.get(keys)) == len(keys)
         journal.put([(K, Observation())])
         assert journal.answered([K]) == [True]
+
+
+def test_answers_in_arrays_come_back_one_by_one_beside_others(tmp_path: Path) -> None:
+    lists = Lists(
+        token_ids=np.array([[5, 2], [9, 1]], np.int32),
+        logprobs=np.array([[-1, -2], [-0.5, -3]], np.float32),
+        covered_mass=[0.5, 0.65],
+        mode=Mode.TOPK,
+        attempts=[1, 3],
+        latency_s=[0.25, 0.5],
+    )
+    keys = [bytes([i]) * KEY_BYTES for i in range(4)]
+    alone = [Observation(error="no"), Observation(tokens=("a",), logprobs=np.array([-1], np.float32))]
+    with Journal(tmp_path / "j.sqlite") as journal:
+        journal.write(store.pack([(keys[:1], alone[:1]), (keys[1:3], lists), (keys[3:], alone[1:])]))
+        found = journal.get(keys)
+        assert journal.answered(keys) == [False, True, True, True]
+        assert journal.count() == 3
+    for own, went in zip(keys, [alone[0], *lists.observations(), alone[1]], strict=True):
+        for name in Observation.__slots__:
+            back, expected = getattr(found[own], name), getattr(went, name)
+            if isinstance(expected, np.ndarray):
+                assert back.tolist() == expected.tolist()
+            else:
+                assert back == expected

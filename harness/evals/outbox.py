@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.providers.base import Deferring, Fetched, Provider
-from harness.records import Observation, Prompt, Readout
+from harness.records import Lists, Observation, Prompt, Readout
 from harness.store import Journal, pack
 
 GATHER_S = 0.02
@@ -34,13 +34,18 @@ class Work:
     attempts: int = 0
 
 
+_Kept = tuple[Sequence[bytes], Lists | Sequence[Observation]]
+
+
 class Outbox:
     """Where the workers put what came back. `written` is told what is in the journal now.
 
     What came back unread and cannot be used is not written: `take_spoiled` gives it back, to be asked for again.
     """
 
-    def __init__(self, journal: Journal, provider: Provider, written: Callable[[Sequence[Observation]], None]) -> None:
+    def __init__(
+        self, journal: Journal, provider: Provider, written: Callable[[Sequence[Lists | Sequence[Observation]]], None]
+    ) -> None:
         self._journal = journal
         self._provider = provider
         self._written = written
@@ -93,35 +98,34 @@ class Outbox:
             if self._timer is not None:
                 self._timer.cancel()
             if part:
-                pairs = self._read(part)
-                if pairs:
-                    await asyncio.to_thread(self._journal.write, pack(pairs))
-                self._written([observation for _, observation in pairs])
+                kept = self._read(part)
+                if kept:
+                    await asyncio.to_thread(self._journal.write, pack(kept))
+                self._written([answers for _, answers in kept])
             self._room.set()
             if not self._waiting:
                 self._empty.set()
 
-    def _read(self, part: list[tuple[Work, Fetched | Sequence[Observation]]]) -> list[tuple[bytes, Observation]]:
+    def _read(self, part: list[tuple[Work, Fetched | Sequence[Observation]]]) -> list[_Kept]:
         """What of it can be used, under its keys; the rest is spoiled."""
-        unread = [came for _, came in part if isinstance(came, Fetched)]
-        read = iter(self._provider.read(unread)) if unread and isinstance(self._provider, Deferring) else iter(())
-        pairs: list[tuple[bytes, Observation]] = []
-        for work, came in part:
-            if not isinstance(came, Fetched):
-                pairs += zip(work.keys, came, strict=True)
-                continue
-            observations = next(read)
-            bad = [i for i, observation in enumerate(observations) if observation.error is not None]
-            if bad:
-                self._spoiled.append(_only(work, bad, came.attempts))
-            pairs += [(key, one) for key, one in zip(work.keys, observations, strict=True) if one.error is None]
-        return pairs
+        kept: list[_Kept] = [(work.keys, came) for work, came in part if not isinstance(came, Fetched)]
+        unread = [(work, came) for work, came in part if isinstance(came, Fetched)]
+        if unread and isinstance(self._provider, Deferring):
+            places = [(work, came, i) for work, came in unread for i in range(len(work.keys))]
+            start = 0
+            for read in self._provider.read([came for _, came in unread]):
+                own = places[start : start + len(read)]
+                start += len(read)
+                keys = [work.keys[i] for work, _, i in own]
+                if not isinstance(read, Lists):
+                    good = [i for i, one in enumerate(read) if one.error is None]
+                    bad = [own[i] for i, one in enumerate(read) if one.error is not None]
+                    self._spoiled += [_only(work, i, came.attempts) for work, came, i in bad]
+                    keys, read = [keys[i] for i in good], [read[i] for i in good]
+                if keys:
+                    kept.append((keys, read))
+        return kept
 
 
-def _only(work: Work, places: Sequence[int], attempts: int) -> Work:
-    return Work(
-        prompts=[work.prompts[i] for i in places],
-        keys=[work.keys[i] for i in places],
-        readout=work.readout,
-        attempts=attempts,
-    )
+def _only(work: Work, place: int, attempts: int) -> Work:
+    return Work(prompts=[work.prompts[place]], keys=[work.keys[place]], readout=work.readout, attempts=attempts)

@@ -7,8 +7,10 @@ the journal a thousand prompts at a time, and answers that arrive within a momen
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 from typing import Any, TypeVar
@@ -19,7 +21,7 @@ from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, s
 from harness.lexicon import require_resolved, resolve
 from harness.packs.concepts import Concept
 from harness.providers.base import Deferring, Provider
-from harness.records import Lexicon, Mode, Observation, Prompt, Readout
+from harness.records import Lexicon, Lists, Mode, Observation, Prompt, Readout
 from harness.store import Journal, KeyMaker
 
 LISTED_IF_EXACT = 100
@@ -29,6 +31,10 @@ T = TypeVar("T")
 
 _PLANNED_AT_ONCE = 4000
 """Prompts that are made ready together, while as many wait to be sent."""
+
+
+_SELDOM = 100_000
+"""New objects between two looks of the garbage collector; Python's own number is 700."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,9 +60,12 @@ class Tally:
         if self.not_asked:
             self.reasons[f"not asked: {reason}"] = self.not_asked
 
-    def count(self, observations: Iterable[Observation]) -> None:
+    def count(self, answers: Lists | Iterable[Observation]) -> None:
         """Take in what came back and is kept."""
-        for observation in observations:
+        if isinstance(answers, Lists):
+            self.done += len(answers)
+            return
+        for observation in answers:
             if observation.error is None:
                 self.done += 1
             else:
@@ -177,26 +186,42 @@ async def ask_all(job: Job, tally: Tally, on_progress: Callable[[Tally], None]) 
     Returns, raises and is cancelled only after what came back is in the journal.
     """
 
-    def written(observations: Sequence[Observation]) -> None:
-        tally.count(observations)
+    def written(answers: Sequence[Lists | Sequence[Observation]]) -> None:
+        for some in answers:
+            tally.count(some)
         on_progress(tally)
 
     outbox = Outbox(job.journal, job.provider, written)
     writing = asyncio.create_task(outbox.run())
     try:
-        for stage in _stages(job, tally):
-            planner = _Planner(job, stage, tally, on_progress)
-            try:
-                await _pool([_ask(job, planner, outbox, tally) for _ in range(job.provider.concurrency)], writing)
-            finally:
-                await planner.aclose()
-            await _pool([outbox.flush()], writing)
-            spoiled = iter(outbox.take_spoiled())
-            await _pool([_ask_again(job, spoiled, outbox) for _ in range(job.provider.concurrency)], writing)
-            await _pool([outbox.flush()], writing)
+        with _rare_collections():
+            for stage in _stages(job, tally):
+                planner = _Planner(job, stage, tally, on_progress)
+                try:
+                    await _pool([_ask(job, planner, outbox, tally) for _ in range(job.provider.concurrency)], writing)
+                finally:
+                    await planner.aclose()
+                await _pool([outbox.flush()], writing)
+                spoiled = iter(outbox.take_spoiled())
+                await _pool([_ask_again(job, spoiled, outbox) for _ in range(job.provider.concurrency)], writing)
+                await _pool([outbox.flush()], writing)
     finally:
         outbox.close()
         await writing
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector leave what is there alone, and look seldom at what comes: prompts and answers hold no cycles,
+    and looking for some would take a sixth of the client's time."""
+    often = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(_SELDOM, *often[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*often)
+        gc.unfreeze()
 
 
 _Stage = Iterator[tuple[Readout, list[Prompt]]]

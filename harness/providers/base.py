@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from harness.providers.vocabulary import Vocabulary
-from harness.records import Observation, Prompt, Readout, TargetInfo, Usage
+from harness.records import Lists, Observation, Prompt, Readout, TargetInfo, Usage
 
 
 class Provider(Protocol):
@@ -62,6 +62,7 @@ class Deferring(Protocol):
         """As `observe`, with the answers unread where they can be."""
         ...
 
-    def read(self, fetched: Sequence[Fetched]) -> list[list[Observation]]:
-        """The observations of each. A list that cannot be used is one with `error`, and may be asked for again."""
+    def read(self, fetched: Sequence[Fetched]) -> list[Lists | list[Observation]]:
+        """What all of them say, in order, cut anyhow. A list that cannot be used is an observation with `error`, and may be
+        asked for again."""
         ...

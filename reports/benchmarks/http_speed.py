@@ -22,6 +22,7 @@ import time
 import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,33 @@ CONNECTIONS = 64
 SIZES = {1: 12, 32: 22}
 """Injections and sentences for each concept and arm, by the prompts a request: about 30,000 and 80,000 prompts."""
 
+SHAPES = {"default": "injections of 16 words", "long": "injections of 64 words, as long as the published ones"}
+TOKENIZERS = {"words": "an id for each word", "bpe": "encoded by a byte-level BPE"}
 PEERS = {"lm-eval": "lm_eval[api]", "inspect": "inspect-ai openai"}
 LM_EVAL_BATCHES = (1, 32, 128)
+PEER_PROMPTS = 20_000
 
 
 # What one process measures
 
 
-def plan_for(batch: int) -> Any:
-    """The lexical pack's plan, cut to a size."""
+def plan_for(batch: int, shape: str) -> Any:
+    """The lexical pack's plan, cut to a size; with four of its injections in the place of one where the shape is `long`."""
     from harness.evals.plan import Choice, make_plan
     from harness.evals.spec import find_eval
     from harness.packs.pack import find_pack
 
-    return make_plan(find_eval("transfer"), find_pack("lexical"), Choice(full=True, limit=SIZES[batch]))
+    pack = find_pack("lexical")
+    if shape == "long":
+        longer = {
+            key: tuple(
+                replace(probe, injection=tuple(word for j in range(4) for word in probes[(i + j) % len(probes)].injection))
+                for i, probe in enumerate(probes)
+            )
+            for key, probes in pack.probes.items()
+        }
+        pack = replace(pack, probes=longer)
+    return make_plan(find_eval("transfer"), pack, Choice(full=True, limit=SIZES[batch]))
 
 
 def texts_of(plan: Any) -> list[str]:
@@ -65,7 +79,7 @@ def write_tokenizer(path: Path, kind: str) -> None:
     from stub_endpoint import N_IDS
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    plan = plan_for(1)
+    plan = plan_for(1, "default")
     words = [f" {word}" for name in plan.concepts for word in sorted(plan.pack.concept(name).words)]
     trainer: Any
     if kind == "words":
@@ -82,7 +96,7 @@ def write_tokenizer(path: Path, kind: str) -> None:
     tokenizer.save(str(path))
 
 
-async def bare(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
+async def bare(url: str, batch: int, shape: str, tokenizer: Path) -> tuple[int, float]:
     """(prompts, seconds) of a loop that sends and parses."""
     import aiohttp
     from stub_endpoint import MODEL, N_LOGPROBS
@@ -92,7 +106,7 @@ async def bare(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
     from harness.providers.wire.completions import Completions
 
     vocabulary = Vocabulary.load(tokenizer)
-    ids = vocabulary.encode(texts_of(plan_for(batch)))
+    ids = vocabulary.encode(texts_of(plan_for(batch, shape)))
     question = Question(n_logprobs=N_LOGPROBS, vocabulary=vocabulary)
     requests = [Completions().request(MODEL, ids[i : i + batch], question) for i in range(0, len(ids), batch)]
     bodies = iter([json.dumps(request, separators=(",", ":")).encode() for request in requests])
@@ -109,7 +123,7 @@ async def bare(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
         return len(ids), time.perf_counter() - start
 
 
-async def ours(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
+async def ours(url: str, batch: int, shape: str, tokenizer: Path) -> tuple[int, float]:
     """(prompts, seconds) of the harness, from an opened target to the last answer in the journal."""
     from stub_endpoint import MODEL
 
@@ -132,7 +146,7 @@ async def ours(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
     spec = TargetSpec(name="stub", target=endpoint.targets["stub"], endpoint_name="stub", endpoint=endpoint, found=found)
     provider = await open_completions(spec, OpenOptions())
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder) / "journal.sqlite") as journal:
-        job = make_job(plan_for(batch), provider, journal)
+        job = make_job(plan_for(batch, shape), provider, journal)
         tally = Tally(planned=count_prompts(job.plan))
         start = time.perf_counter()
         await ask_all(job, tally, lambda _: None)
@@ -142,9 +156,9 @@ async def ours(url: str, batch: int, tokenizer: Path) -> tuple[int, float]:
     return tally.done, seconds
 
 
-def measure(client: str, url: str, batch: int, tokenizer: Path) -> None:
+def measure(client: str, url: str, batch: int, shape: str, tokenizer: Path) -> None:
     """Print what one client did as JSON."""
-    prompts, seconds = asyncio.run({"bare": bare, "ours": ours}[client](url, batch, tokenizer))
+    prompts, seconds = asyncio.run({"bare": bare, "ours": ours}[client](url, batch, shape, tokenizer))
     report(prompts, seconds)
 
 
@@ -203,13 +217,14 @@ def line(name: str, batch: int, results: Sequence[dict[str, float]]) -> str:
     return f"  {name:10} {batch:4} a request {statistics.median(rates):9,.0f}/s  ({spread}), peak memory {peak:,.0f} MiB"
 
 
-def compare(url: str, tokenizer: Path, rounds: int) -> dict[int, float]:
+def compare(url: str, shape: str, tokenizer: Path, rounds: int) -> dict[int, float]:
     """Bare and ours in turns; our median rates."""
     mine = {}
     for batch in SIZES:
         pairs = []
         for _ in range(rounds):
-            pair = [run(sys.executable, "http_speed.py", "--measure", who, url, batch, tokenizer) for who in ("bare", "ours")]
+            asked = (url, batch, shape, tokenizer)
+            pair = [run(sys.executable, "http_speed.py", "--measure", who, *asked) for who in ("bare", "ours")]
             if None in pair:
                 sys.exit(1)
             pairs.append([one for one in pair if one is not None])
@@ -221,24 +236,29 @@ def compare(url: str, tokenizer: Path, rounds: int) -> dict[int, float]:
     return mine
 
 
-def compare_peers(url: str, folder: Path, mine: dict[int, float]) -> None:
-    """Each peer at its best against us at our best, and at one prompt a request."""
+def write_prompts(path: Path, shape: str, tokenizer: Path) -> None:
+    """The ids of the first prompts, for the peers."""
+    from harness.providers.vocabulary import Vocabulary
+
+    texts = texts_of(plan_for(1, shape))[-PEER_PROMPTS:]
+    path.write_text(json.dumps(Vocabulary.load(tokenizer).encode(texts)), encoding="utf-8")
+
+
+def compare_peers(url: str, prompts: Path, folder: Path, mine: dict[int, float]) -> None:
+    """Each peer at its best batch size against us at ours."""
     for name, requirements in PEERS.items():
         python = installed(name, requirements, folder)
         if python is None:
             continue
-        rates = {}
+        rates = []
         for batch in LM_EVAL_BATCHES if name == "lm-eval" else (1,):
-            result = run(python, "http_speed_peers.py", name, url, batch)
+            result = run(python, "http_speed_peers.py", name, url, batch, prompts)
             if result is not None:
-                rates[batch] = result["per_s"]
-                print(line(name, batch, [result]))
+                rates.append(result["per_s"])
+                print(line(name, batch, [result]), flush=True)
         if rates:
-            best = max(rates.values())
-            print(
-                f"  ours / {name} at its best: {max(mine.values()) / best:.1f}; ours at 1 a request: {mine[1] / best:.1f}",
-                flush=True,
-            )
+            ours_1, best = mine[1] / max(rates), max(mine.values()) / max(rates)
+            print(f"  ours / {name}: {best:.1f}, with one prompt a request {ours_1:.1f}", flush=True)
 
 
 def main() -> None:
@@ -246,20 +266,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--peers-in", type=Path, help="keep the peers' environments in this folder")
-    parser.add_argument("--measure", nargs=4, metavar=("CLIENT", "URL", "BATCH", "TOKENIZER"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, metavar=("CLIENT", "URL", "BATCH", "SHAPE", "TOKENIZER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        client, url, batch, tokenizer = options.measure
-        return measure(client, url, int(batch), Path(tokenizer))
+        client, url, batch, shape, tokenizer = options.measure
+        return measure(client, url, int(batch), shape, Path(tokenizer))
     with tempfile.TemporaryDirectory() as name, endpoint() as url:
         folder = Path(name)
         print(f"{CONNECTIONS} connections, 30 log-probabilities an answer, Python {sys.version.split()[0]}")
-        for kind in ("bpe", "words"):
-            print(f"prompts encoded by {'a byte-level BPE' if kind == 'bpe' else 'an id for each word'}")
+        for kind in TOKENIZERS:
             write_tokenizer(folder / f"{kind}.json", kind)
-            mine = compare(url, folder / f"{kind}.json", options.rounds)
-        if not options.no_peers:
-            compare_peers(url, options.peers_in or folder, mine)
+        for shape, kind in (("default", "words"), ("default", "bpe"), ("long", "words")):
+            print(f"{SHAPES[shape]}, {TOKENIZERS[kind]}", flush=True)
+            mine = compare(url, shape, folder / f"{kind}.json", options.rounds)
+            if kind == "words" and not options.no_peers:
+                write_prompts(folder / "prompts.json", shape, folder / "words.json")
+                compare_peers(url, folder / "prompts.json", options.peers_in or folder, mine)
     return None
 
 

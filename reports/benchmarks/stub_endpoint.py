@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -27,6 +28,25 @@ class Bodies:
         rng = Random(0)
         self._lists = [distribution(rng) for _ in range(64)]
         self._made: dict[tuple[str, int], bytes] = {}
+
+    def echo(self, lengths: list[int]) -> bytes:
+        """The response to prompts of so many tokens that wants each token's log-probability and the likeliest one's."""
+        choices = b",".join(b'{"index":%d,' % i + self._echoed(length) for i, length in enumerate(lengths))
+        body = b'{"id":"cmpl-1","object":"text_completion","created":1,"model":"%s","choices":[%s]}' % (MODEL.encode(), choices)
+        return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+    @cache  # noqa: B019  there is one
+    def _echoed(self, length: int) -> bytes:
+        names, values = zip(*(list(self._lists[length % 64].items()) * (length // N_LOGPROBS + 1))[: length + 1], strict=True)
+        best = list(self._lists[(length + 1) % 64].items())
+        tops = [None, *(dict([best[i % N_LOGPROBS], (names[i], values[i])]) for i in range(1, length + 1))]
+        logprobs = {
+            "text_offset": [0] * (length + 1),
+            "token_logprobs": [None, *values[1:]],
+            "tokens": names,
+            "top_logprobs": tops,
+        }
+        return json.dumps({"text": " ".join(names), "logprobs": logprobs, "finish_reason": "length"}).encode()[1:]
 
     def answer(self, path: str, n: int) -> bytes:
         """The response to a request for `n` prompts."""
@@ -82,10 +102,14 @@ class Answering(asyncio.Protocol):
             stop = end + 4 + (int(head[at + 15 :].split(b"\r", 1)[0]) if at >= 0 else 0)
             if len(self._buffer) < stop:
                 return
-            prompt = json.loads(self._buffer[end + 4 : stop]).get("prompt") if at >= 0 else None
+            request = json.loads(self._buffer[end + 4 : stop]) if at >= 0 else {}
             self._buffer = self._buffer[stop:]
-            many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-            self._transport.write(self._bodies.answer(head.split(b" ", 2)[1].decode(), len(prompt) if many and prompt else 1))
+            prompt = request.get("prompt")
+            prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+            if request.get("echo"):
+                self._transport.write(self._bodies.echo([len(one) for one in prompts]))
+            else:
+                self._transport.write(self._bodies.answer(head.split(b" ", 2)[1].decode(), len(prompts)))
 
 
 async def serve() -> None:

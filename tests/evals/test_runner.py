@@ -21,7 +21,7 @@ from harness.evals.spec import find_eval
 from harness.packs.pack import find_pack
 from harness.providers.base import Fetched
 from harness.providers.scripted import ScriptedProvider
-from harness.records import CLEAN, Lexicon, Mode, Observation, Prompt, Readout
+from harness.records import CLEAN, Lexicon, Lists, Mode, Observation, Prompt, Readout
 from harness.store import KEY_BYTES, Journal
 
 
@@ -211,7 +211,7 @@ class Deferred(Watched):
             return [Observation(error="no") if self.fails(p) else o for p, o in zip(prompts, seen, strict=True)]
         return Fetched(raw=(list(prompts), seen), entries=2 * len(seen), attempts=2, latency_s=0.5)
 
-    def read(self, fetched: Sequence[Fetched]) -> list[list[Observation]]:
+    def read(self, fetched: Sequence[Fetched]) -> list[Lists | list[Observation]]:
         return [
             [
                 Observation(error="spoiled") if self.spoils(p) else replace(o, attempts=one.attempts)
@@ -270,9 +270,10 @@ def test_answers_of_a_moment_are_written_together_and_told_once_they_are(
     written: list[int] = []
 
     async def body(journal: Journal) -> None:
-        def told(observations: Sequence[Observation]) -> None:
-            assert journal.count() == sum(written) + len(observations)
-            written.append(len(observations))
+        def told(answers: Sequence[Lists | Sequence[Observation]]) -> None:
+            n = sum(map(len, answers))
+            assert journal.count() == sum(written) + n
+            written.append(n)
 
         outbox = Outbox(journal, Watched(), told)
         running = asyncio.create_task(outbox.run())

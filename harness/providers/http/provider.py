@@ -22,7 +22,7 @@ from harness.providers.http.transport import Failure, RequestFailedError, Transp
 from harness.providers.targets import TargetSpec
 from harness.providers.vocabulary import Vocabulary
 from harness.providers.wire.base import Question, TextOrIds
-from harness.records import Lexicon, Mode, Observation, Prompt, Readout, TargetInfo, Usage
+from harness.records import Lexicon, Lists, Mode, Observation, Prompt, Readout, TargetInfo, Usage
 
 _CONTENT_STATUSES = frozenset({400, 413, 422, 500})
 """Refusals that may be about what a request holds; others (404, 429, 503, ...) are about the endpoint."""
@@ -38,8 +38,8 @@ _READ_TOGETHER = 64
 class ReadsChoices(Protocol):
     """A dialect whose lists can be read without the answers they came in."""
 
-    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> list[Observation]:
-        """An observation for each; a choice that cannot be used is one with `error`."""
+    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> Lists | list[Observation]:
+        """What each says; a choice that cannot be used is an observation with `error`."""
         ...
 
 
@@ -103,8 +103,8 @@ class HttpProvider:
         """The choices that answer the prompts, unread, where one request for lists is all they take; else as `observe`."""
         mode = readout.mode or self.info.capabilities.mode
         sent = [self._sent(prompt) for prompt in prompts]
-        deferrable = self._reads_choices and mode is Mode.TOPK and len(sent) < _READ_AT_ONCE
-        if not deferrable or len(sent) > self.batch_size or str in map(type, sent):
+        alone = self._reads_choices and mode is Mode.TOPK and len(sent) <= self.batch_size
+        if not alone or str in map(type, sent):
             return await self.observe(prompts, readout)
         question = self._question(self._listed(readout), False)
         start = time.perf_counter()
@@ -112,32 +112,43 @@ class HttpProvider:
             choices, answer = await self._line.fetch(sent, question)
         except RequestFailedError as exc:
             return await self._ask_apart(Batch(places=range(len(sent)), prompts=sent, has_bos=False), question, exc, start)
+        raw: Any = (choices, question)
+        if len(sent) >= _READ_AT_ONCE:
+            read = self._read(choices, question)
+            if not isinstance(read, Lists):
+                _told(read, [answer.attempts] * len(read), [time.perf_counter() - start] * len(read))
+                return await self._mended(Batch(places=range(len(sent)), prompts=sent, has_bos=False), question, read)
+            raw = (read, None)
         return Fetched(
-            raw=(choices, question),
+            raw=raw,
             entries=len(choices) * question.n_logprobs,
             attempts=answer.attempts,
             latency_s=time.perf_counter() - start,
         )
 
-    def read(self, fetched: Sequence[Fetched]) -> list[list[Observation]]:
-        """The observations of each, read together as far as the question is the same."""
-        dialect = self._line.dialect
-        assert isinstance(dialect, ReadsChoices)
-        found: list[list[Observation]] = []
+    def read(self, fetched: Sequence[Fetched]) -> list[Lists | list[Observation]]:
+        """What they say, read together as far as the question is the same."""
+        found: list[Lists | list[Observation]] = []
         for _, group in groupby(fetched, key=lambda one: id(one.raw[1])):
             members = list(group)
             question = members[0].raw[1]
+            if question is None:
+                found += [
+                    _told(one.raw[0], [one.attempts] * len(one.raw[0]), [one.latency_s] * len(one.raw[0])) for one in members
+                ]
+                continue
             choices = [choice for one in members for choice in one.raw[0]]
-            observations: list[Observation] = []
+            attempts = [one.attempts for one in members for _ in one.raw[0]]
+            latency_s = [one.latency_s for one in members for _ in one.raw[0]]
             for start in range(0, len(choices), _READ_TOGETHER):
-                observations += dialect.read_choices(choices[start : start + _READ_TOGETHER], question)
-            read = iter(observations)
-            for one in members:
-                own = [next(read) for _ in one.raw[0]]
-                for observation in own:
-                    _stamp(observation, one.attempts, one.latency_s)
-                found.append(own)
+                part = slice(start, start + _READ_TOGETHER)
+                found.append(_told(self._read(choices[part], question), attempts[part], latency_s[part]))
         return found
+
+    def _read(self, choices: Sequence[dict[str, Any]], question: Question) -> Lists | list[Observation]:
+        dialect = self._line.dialect
+        assert isinstance(dialect, ReadsChoices)
+        return dialect.read_choices(choices, question)
 
     def _listed(self, readout: Readout) -> int:
         limit = self.info.capabilities.max_logprobs
@@ -194,8 +205,7 @@ class HttpProvider:
         took_s, made = time.perf_counter() - start, before + answer.attempts
         for observation in observations:
             _stamp(observation, made, took_s)
-        bad = [i for i, observation in enumerate(observations) if observation.error is not None]
-        return await self._mended(batch, question, observations, bad) if bad else observations
+        return await self._mended(batch, question, observations)
 
     async def _ask_apart(
         self,
@@ -220,10 +230,11 @@ class HttpProvider:
         failed = Observation(error=exc.reason, attempts=before, latency_s=time.perf_counter() - start)
         return [failed] * len(batch.places)
 
-    async def _mended(
-        self, batch: Batch, question: Question, observations: list[Observation], bad: list[int]
-    ) -> list[Observation]:
+    async def _mended(self, batch: Batch, question: Question, observations: list[Observation]) -> list[Observation]:
         """The observations with the bad ones among them asked for again, by themselves and within bounds."""
+        bad = [i for i, observation in enumerate(observations) if observation.error is not None]
+        if not bad:
+            return observations
         start, first = time.perf_counter(), observations[bad[0]]
         made = first.attempts
         for _ in range(self._attempts - 1):
@@ -244,6 +255,15 @@ class HttpProvider:
             error = self._line.transport.clean(observations[i].error or "")
             observations[i] = replace(observations[i], error=error, attempts=made, latency_s=took_s)
         return observations
+
+
+def _told(read: Lists | list[Observation], attempts: list[int], latency_s: list[float]) -> Lists | list[Observation]:
+    """What was read, with how it came to be."""
+    if isinstance(read, Lists):
+        return replace(read, attempts=attempts, latency_s=latency_s)
+    for observation, made, took_s in zip(read, attempts, latency_s, strict=True):
+        _stamp(observation, made, took_s)
+    return read
 
 
 def _stamp(observation: Observation, attempts: int, latency_s: float) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from harness.providers.wire.base import BadAnswerError, Question, TextOrIds, choices_of
 from harness.providers.wire.lists import ranked_alike, ranked_ids, ranked_texts
-from harness.records import Observation
+from harness.records import Lists, Observation
 
 TOKEN_ID_PREFIX = "token_id:"
 
@@ -52,12 +52,12 @@ class Completions:
 
         With a vocabulary the answer must name tokens by id, without one they are texts.
         """
-        return self.read_choices(choices_of(answer, n_prompts), question)
+        read = self.read_choices(choices_of(answer, n_prompts), question)
+        return read.observations() if isinstance(read, Lists) else read
 
-    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> list[Observation]:
-        """The observation of each choice, of whichever answer it was."""
-        observations = _read_alike(choices, question)
-        return [_read(choice, question) for choice in choices] if observations is None else observations
+    def read_choices(self, choices: Sequence[dict[str, Any]], question: Question) -> Lists | list[Observation]:
+        """What each choice says, of whichever answer it was: as arrays where they are alike."""
+        return _read_alike(choices, question) or [_read(choice, question) for choice in choices]
 
     def draws(self, answer: object, n_prompts: int, question: Question) -> list[list[str]]:
         """The drawn continuations of each prompt: the choices of one prompt stand together."""
@@ -169,7 +169,7 @@ def _read(choice: dict[str, Any], question: Question) -> Observation:
         return Observation(error=f"bad answer: {exc}")
 
 
-def _read_alike(choices: Sequence[dict[str, Any]], question: Question) -> list[Observation] | None:
+def _read_alike(choices: Sequence[dict[str, Any]], question: Question) -> Lists | None:
     """All choices at once, where there are several and each holds as many ids as were asked for, the sampled one first.
 
     What is read list by list costs four times as much. None where one of them has to be looked at by itself.

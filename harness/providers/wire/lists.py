@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.providers.wire.base import BadAnswerError
-from harness.records import Float32s, Int32s, Mode, Observation
+from harness.records import Float32s, Int32s, Lists, Mode, Observation
 
 _FLOOR = -9999.0
 """vLLM writes this for minus infinity; other servers write the smallest float. Neither is taken for a probability of zero, also
@@ -50,7 +50,7 @@ def ranked_ids(
     return _observation(values, (), array, Mode.EXACT if len(array) >= n_vocab else Mode.TOPK)
 
 
-def ranked_alike(ids: NDArray[np.int64], logprobs: Sequence[object], n_lists: int, n_vocab: int) -> list[Observation] | None:
+def ranked_alike(ids: NDArray[np.int64], logprobs: Sequence[object], n_lists: int, n_vocab: int) -> Lists | None:
     """What `ranked_ids` makes of each of `n_lists` lists of one length that stand one after the other, all at once.
 
     None where one of them is not ranked as it should be, or no part of a distribution, and so has to be looked at by itself.
@@ -68,9 +68,14 @@ def ranked_alike(ids: NDArray[np.int64], logprobs: Sequence[object], n_lists: in
     covered = _sums(values.reshape(-1), np.arange(0, len(raw), length))
     if covered.max() > 1 + _SLACK:
         return None
-    mode = Mode.EXACT if length >= n_vocab else Mode.TOPK
-    rows = zip(ids.astype(np.int32).reshape(n_lists, -1), values, np.minimum(covered, 1.0).tolist(), strict=True)
-    return [Observation(token_ids=own, logprobs=listed, covered_mass=mass, mode=mode) for own, listed, mass in rows]
+    return Lists(
+        token_ids=ids.astype(np.int32).reshape(n_lists, -1),
+        logprobs=values,
+        covered_mass=np.minimum(covered, 1.0).tolist(),
+        mode=Mode.EXACT if length >= n_vocab else Mode.TOPK,
+        attempts=[1] * n_lists,
+        latency_s=[0.0] * n_lists,
+    )
 
 
 def ranked_texts(listed: Sequence[str], logprobs: Iterable[object], sampled: str | None, n_logprobs: int) -> Observation:
