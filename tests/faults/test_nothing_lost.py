@@ -125,7 +125,8 @@ def test_what_was_answered_was_asked_no_more(story: Story) -> None:
     for prompt, one in run.answered:
         times = answered.get(ids_sent(prompt, way.api), 0)
         assert times >= 1
-        assert times == 1 or way.prompts > 1 or one.latency_s >= TIMEOUT_S
+        # A time-out before an answer that was spoiled is in the attempts only.
+        assert times == 1 or way.prompts > 1 or one.latency_s >= TIMEOUT_S or one.attempts > 2
     if way.prompts == 1:
         assert not [prompt for prompt, one in run.failed if ids_sent(prompt, way.api) in answered and one.latency_s < TIMEOUT_S]
 
