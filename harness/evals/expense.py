@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from harness.providers.http.drawing import MOST_DRAWS, PILOT_DRAWS, WORD_TOKENS
+from harness.providers.http.drawing import PILOT_DRAWS, WORD_TOKENS, draws_per_request
 from harness.providers.targets import Prices, TargetSpec
+from harness.providers.vocabulary import about_tokens
 from harness.providers.wire.base import Dialect
 from harness.providers.wire.chat import ChatCompletions, messages
 from harness.providers.wire.completions import Completions
@@ -22,8 +23,6 @@ DIALECTS: dict[str, type[Dialect]] = {
     "completions": Completions,
     "responses": Responses,
 }
-
-CHARACTERS_A_TOKEN = 4
 
 _PILOTS = 2
 """Pilots that an amplified prompt takes: the first bias is right for masses around 1 in 400, others need one or two more."""
@@ -110,7 +109,7 @@ def found_manner(spec: TargetSpec, able: Capabilities) -> Manner:
     return Manner(
         mode=able.mode,
         prompts_per_request=able.max_prompts_per_request,
-        draws_per_request=_draws_per_request(spec),
+        draws_per_request=draws_per_request(spec, DIALECTS.get(spec.api)),
         chosen_ids=able.chosen_ids,
         frame_tokens=_frame_tokens(spec),
     )
@@ -133,15 +132,10 @@ def claimed_manner(spec: TargetSpec, mode: Mode | None, *, has_ids: bool) -> Man
     return Manner(
         mode=mode,
         prompts_per_request=(claims.prompts_per_request or spec.endpoint.limits.prompts_per_request) if many else 1,
-        draws_per_request=_draws_per_request(spec),
+        draws_per_request=draws_per_request(spec, DIALECTS.get(spec.api)),
         chosen_ids=chosen_ids,
         frame_tokens=_frame_tokens(spec),
     )
-
-
-def _draws_per_request(spec: TargetSpec) -> int:
-    dialect = DIALECTS.get(spec.api)
-    return (spec.claims.draws_per_request or MOST_DRAWS) if dialect is None or dialect.takes_draws else 1
 
 
 def _frame_tokens(spec: TargetSpec) -> int:
@@ -150,4 +144,4 @@ def _frame_tokens(spec: TargetSpec) -> int:
     if dialect is None or dialect.takes_many:
         return 0
     said = messages("", spec.chat)
-    return sum(-(-len(one["content"]) // CHARACTERS_A_TOKEN) + _MESSAGE_TOKENS for one in said)
+    return sum(about_tokens(one["content"]) + _MESSAGE_TOKENS for one in said)

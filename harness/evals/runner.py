@@ -1,7 +1,7 @@
 """Asking: the plan's prompts go to the provider, so many batches at once, and every answer is journalled as it arrives.
 
 Work is done in bulk wherever it can be, or the harness itself would be what is slow: the plan is cut, encoded and compared with
-the journal a thousand prompts at a time, and answers that arrive within a moment are written together.
+the journal some thousand prompts at a time, and answers that arrive within a moment are written together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, s
 from harness.lexicon import require_resolved, resolve
 from harness.packs.concepts import Concept
 from harness.providers.base import Deferring, Provider
+from harness.providers.vocabulary import about_tokens
 from harness.records import Lexicon, Lists, Mode, Observation, Prompt, Readout
 from harness.store import Journal, KeyMaker
 
@@ -31,7 +32,6 @@ T = TypeVar("T")
 
 _PLANNED_AT_ONCE = 4000
 """Prompts that are made ready together, while as many wait to be sent."""
-
 
 _SELDOM = 100_000
 """New objects between two looks of the garbage collector; Python's own number is 700."""
@@ -360,7 +360,7 @@ class _Planner:
 
 def n_tokens(prompt: Prompt) -> int:
     """The prompt's tokens; four characters count as one where ids are unknown."""
-    return len(prompt.token_ids) if prompt.token_ids is not None else -(-len(prompt.text) // 4)
+    return len(prompt.token_ids) if prompt.token_ids is not None else about_tokens(prompt.text)
 
 
 NOT_ASKED = Observation(error="not asked")

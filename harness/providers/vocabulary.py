@@ -11,10 +11,17 @@ from tokenizers import Tokenizer
 
 from harness.errors import UsageError
 
+_CHARACTERS_A_TOKEN = 4
+
 
 def spelling(text: str) -> str:
     """What a token's text spells: without one leading space, case folded."""
     return text.removeprefix(" ").casefold()
+
+
+def about_tokens(text: str) -> int:
+    """How many tokens a text has where its tokenizer is not known: four characters count as one."""
+    return -(-len(text) // _CHARACTERS_A_TOKEN)
 
 
 class Vocabulary:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.evals.expense import CHARACTERS_A_TOKEN, Expense, claimed_manner
+from harness.evals.expense import Expense, claimed_manner
 from harness.evals.plan import Plan, batches, clean_prompts, injected_prompts, sentences_of
 from harness.lexicon import resolve
 from harness.packs.concepts import Concept
 from harness.providers.targets import TargetSpec
-from harness.providers.vocabulary import Vocabulary
+from harness.providers.vocabulary import Vocabulary, about_tokens
 from harness.records import Mode
 from harness.reports.run import journal_path
 from harness.store import Journal
@@ -83,7 +83,7 @@ def _counted(plan: Plan, concept: Concept, vocabulary: Vocabulary | None, size: 
         for batch in batches(source, size):
             texts = [prompt.text for prompt in batch]
             if vocabulary is None:
-                yield len(batch), sum(-(-len(text) // CHARACTERS_A_TOKEN) for text in texts)
+                yield len(batch), sum(map(about_tokens, texts))
             else:
                 yield len(batch), sum(len(ids) for ids in vocabulary.encode(texts))
 

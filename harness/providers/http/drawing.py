@@ -19,8 +19,8 @@ from harness.providers.http.line import Line
 from harness.providers.http.transport import RequestFailedError
 from harness.providers.targets import TargetSpec
 from harness.providers.vocabulary import spelling
-from harness.providers.wire.base import Question, TextOrIds
-from harness.records import Capabilities, Lexicon, Mode, Observation, Readout
+from harness.providers.wire.base import Dialect, Question, TextOrIds
+from harness.records import Lexicon, Mode, Observation, Readout
 
 MAX_BIAS = 100.0
 """What OpenAI's logit_bias takes at the most."""
@@ -48,10 +48,9 @@ _Draw = Callable[[TextOrIds, Readout], Awaitable[Observation]]
 class Drawer:
     """Draws continuations of each prompt and counts those that fall into the lexicon."""
 
-    def __init__(self, spec: TargetSpec, line: Line, able: Capabilities) -> None:
+    def __init__(self, spec: TargetSpec, line: Line) -> None:
         self._line = line
-        self._able = able
-        self._per_request = (spec.claims.draws_per_request or MOST_DRAWS) if line.dialect.takes_draws else 1
+        self._per_request = draws_per_request(spec, line.dialect)
         self._temperature = None if spec.claims.temperature is False else 1.0
 
     async def observe(self, prompts: Sequence[TextOrIds], readout: Readout, mode: Mode) -> list[Observation]:
@@ -105,6 +104,11 @@ class Drawer:
         if isinstance(prompt, str):  # llama.cpp repeats a prefilled message
             return [text.removeprefix(prompt) for text in draws]
         return draws
+
+
+def draws_per_request(spec: TargetSpec, dialect: Dialect | type[Dialect] | None) -> int:
+    """How many draws one request asks for; `dialect` None: of an api that is not ours."""
+    return (spec.claims.draws_per_request or MOST_DRAWS) if dialect is None or dialect.takes_draws else 1
 
 
 def first_word(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from harness.providers.http.transport import Answer, Expected, Transport
+from harness.providers.vocabulary import about_tokens
 from harness.providers.wire.base import BadAnswerError, Dialect, Question, TextOrIds, choices_of, read_text, read_usage
 from harness.records import Observation, Usage
 
@@ -131,4 +132,4 @@ def _bytes_for_each(question: Question) -> int:
 
 
 def _n_tokens(prompt: TextOrIds) -> int:
-    return -(-len(prompt) // 4) if isinstance(prompt, str) else len(prompt)
+    return about_tokens(prompt) if isinstance(prompt, str) else len(prompt)

@@ -81,7 +81,7 @@ class HttpProvider:
         self._names = names
         self._bos_texts = _bos_texts(vocabulary)
         self._reads_choices = isinstance(line.dialect, ReadsChoices)
-        self._drawer = Drawer(spec, line, info.capabilities)
+        self._drawer = Drawer(spec, line)
         self._question = lru_cache(maxsize=16)(
             lambda n_logprobs, has_bos: Question(n_logprobs=n_logprobs, vocabulary=names, has_bos=has_bos)
         )

@@ -18,7 +18,7 @@ from harness.providers.http.drawing import MAX_BIAS, Drawer
 from harness.providers.http.line import Line
 from harness.providers.targets import Endpoint, TargetSpec
 from harness.providers.wire.base import Question
-from harness.records import Capabilities, Lexicon, Mode, Observation, Readout
+from harness.records import Lexicon, Mode, Observation, Readout
 from harness.stats.draws import log_odds_of_draws
 
 N_DRAWS = 200
@@ -53,9 +53,8 @@ def amplified(line: KnownMass) -> Observation:
     )
     found = paths.Found(name="e", path=Path("providers/e.toml"), origin="project")
     spec = TargetSpec(name="t", target=endpoint.targets["t"], endpoint_name="e", endpoint=endpoint, found=found)
-    able = Capabilities(token_ids=False, max_logprobs=0, mode=Mode.AMPLIFIED, max_prompts_per_request=1)
     readout = Readout(lexicon=LEXICON, n_logprobs=0, mode=Mode.AMPLIFIED, n_draws=N_DRAWS)
-    drawer = Drawer(spec, cast(Line, line), able)
+    drawer = Drawer(spec, cast(Line, line))
     (seen,) = asyncio.run(drawer.observe(["a prompt"], readout, Mode.AMPLIFIED))
     return seen
 
