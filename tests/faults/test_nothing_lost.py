@@ -161,7 +161,10 @@ def test_the_same_command_asks_only_what_failed_and_completes(story: Story) -> N
 
 def test_trials_equal_those_of_a_run_without_faults_where_both_have_them(story: Story) -> None:
     lost = lost_trials(story)
-    assert 0 < lost.sum() < 0.5 * len(lost)
+    # Many prompts a request: which of them fail for good depends on the order of arrival, and it may be none.
+    assert lost.any() == bool(story.spoiled.failed)
+    assert story.spoiled.failed or story.way.prompts > 1
+    assert lost.sum() < 0.5 * len(lost)
     for name, column in story.clean.trials.items():
         np.testing.assert_array_equal(story.spoiled.trials[name][~lost], column[~lost])
     for name in ("count_success", "delta_mass", "mass_injected_low", "tv_high"):
