@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from harness import paths
 from harness.config import Strict, read_toml
@@ -51,10 +51,45 @@ class Contrast(Strict):
 
 
 class Primary(Contrast):
-    """The contrast that the run is about, and its metric. `modes`: where it holds, by how much the target shows."""
+    """The contrast that the run is about, and its metric. `modes`: where it holds, by how much the target shows.
+
+    `margin`: the smallest shift that would matter, in the metric's unit (nat, or a share of 1); a run that could not have seen
+    one of that size is too small to say "no evidence".
+    """
 
     metric: Metric
+    margin: PositiveFloat
     modes: tuple[Mode, ...] = tuple(Mode)
+
+
+class Calibration(Strict):
+    """Contrasts that show, in every run, that the instrument works; of each list, the first whose arms the run has.
+
+    `detected`: injections that do move the next word towards the concept; one that is not found means a run that sees nothing.
+    `silent`: injections that should not; one that is found means that something else than interference is seen.
+    """
+
+    detected: tuple[Contrast, ...] = ()
+    silent: tuple[Contrast, ...] = ()
+
+
+class GateSpec(Strict):
+    """How a regression gate judges: the mean difference of `metric`, run minus baseline, against `margin`.
+
+    `metric`: a metric of trials, `clean_log_odds` (of the concept's words after the unmodified sentence), or `agreement` (1 less
+    the total variation from the baseline's own distribution, so that any change is a loss). `arm`, `control`: of trial metrics.
+    `alpha`: how often an unchanged target may fail. `bound`: differences of log-odds are cut to [-bound, bound] nat.
+    `inconclusive`: what the exit code says where the data do not decide.
+    """
+
+    metric: Metric | Literal["clean_log_odds", "agreement"]
+    arm: Arm | None = None
+    control: Arm | None = None
+    margin: PositiveFloat
+    alpha: float = Field(default=0.01, gt=0, lt=0.5)
+    bound: PositiveFloat = 4.0
+    max_failed_share: float = Field(default=0.02, ge=0, le=1)
+    inconclusive: Literal["fail", "pass"] = "fail"
 
 
 class EvalSpec(Strict):
@@ -63,7 +98,8 @@ class EvalSpec(Strict):
     `arms` empty: all arms of the pack. `primary`: in order of preference; the first whose arms the pack has and whose modes
     include the run's is the primary one. `logprobs`: how many tokens are asked for, or the endpoint's limit (the longer the
     list, the tighter the bounds). `draws`: how many continuations of each prompt are drawn where no list is shown. `modes`:
-    those in which the eval says anything.
+    those in which the eval says anything. `alpha`: the error rate that verdicts keep to. `power`: with which the smallest
+    detectable effect would be found.
     """
 
     description: str
@@ -80,6 +116,10 @@ class EvalSpec(Strict):
     scoring: Scoring = Scoring()
     primary: tuple[Primary, ...] = Field(min_length=1)
     contrasts: tuple[Contrast, ...] = ()
+    calibration: Calibration = Calibration()
+    gate: GateSpec | None = None
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    power: float = Field(default=0.8, gt=0.5, lt=1)
     max_failed_share: float = Field(default=0.05, ge=0, le=1)
 
     @model_validator(mode="after")
