@@ -76,8 +76,8 @@ class Calibration(Strict):
 class GateSpec(Strict):
     """How a regression gate judges: the mean difference of `metric`, run minus baseline, against `margin`.
 
-    `metric`: a metric of trials, `clean_log_odds` (of the concept's words after the unmodified sentence), or `agreement` (1
-    less the total variation from the baseline's own distribution, so that any change is a loss). `arm`, `control`: of trial metrics.
+    `metric`: a metric of trials, of `arm` less `control`; or `clean_log_odds`, of the concept's words after the unmodified
+    sentence; or `agreement`, 1 less the total variation from the baseline's own distribution, so that any change is a loss.
     `alpha`: how often an unchanged target may fail. `bound`: differences of log-odds are cut to [-bound, bound] nat.
     `inconclusive`: what the exit code says where the data do not decide.
     """
