@@ -99,12 +99,14 @@ class Readout:
     """What is read off each distribution: the `n_logprobs` likeliest tokens, and the mass of `lexicon`.
 
     `mode`: how, one that the endpoint is capable of; None: its best. `n_draws`: how many draws, in the modes that draw.
+    `whole_words`: whether mode `sampled` goes on until a first word is complete; else a draw is one token, as it is spelled.
     """
 
     lexicon: Lexicon
     n_logprobs: int
     mode: Mode | None = None
     n_draws: int = 0
+    whole_words: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

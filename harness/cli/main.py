@@ -8,7 +8,21 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from harness import __version__
-from harness.cli import distill, evals, intervene, packs, run, serve, serve_faults, targets, train_sae
+from harness.cli import (
+    compare,
+    distill,
+    evals,
+    gate,
+    intervene,
+    packs,
+    paper,
+    plan,
+    run,
+    serve,
+    serve_faults,
+    targets,
+    train_sae,
+)
 from harness.cli import map as map_
 from harness.cli.console import print_error
 from harness.errors import HarnessError
@@ -31,6 +45,10 @@ app.command(map_.app)
 app.command(train_sae.train_sae)
 app.command(distill.distill)
 app.command(intervene.intervene)
+app.command(plan.plan)
+app.command(paper.paper)
+app.command(gate.gate)
+app.command(compare.compare)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

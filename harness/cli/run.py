@@ -14,13 +14,15 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from harness.cli import batches
-from harness.cli.console import err, note, print_table, progress
+from harness.cli.console import err, note, progress
 from harness.cli.env_file import load_env_file
+from harness.cli.estimates import print_estimates
 from harness.cli.run_options import RunOptions
 from harness.errors import UsageError
-from harness.evals.budget import Budget, Budgeted
+from harness.evals.budget import Budget, Budgeted, require_prices
 from harness.evals.plan import Plan, count_prompts, make_plan
 from harness.evals.spec import find_eval
+from harness.evals.verdicts import across_targets
 from harness.packs.pack import find_pack
 from harness.paths import make_dir, reports_dir
 from harness.providers.http.batch import require_batches
@@ -51,7 +53,23 @@ def run(options: Annotated[RunOptions, Parameter(name="*")] = DEFAULTS) -> int:
     outs = {spec.name: _out(options.out, plan, spec, len(specs), started) for spec in specs}
     for out in outs.values():
         check_out(out)
-    return max([asyncio.run(_run_target(plan, spec, options, outs[spec.name], budget)) for spec in specs])
+    runs: list[Finished] = []
+    try:
+        for spec in specs:
+            runs += asyncio.run(_run_target(plan, spec, options, outs[spec.name], budget))
+    finally:
+        _conclude(runs, as_json=options.json)
+    return 3 if len(runs) < len(specs) or any(run.tally.failed for run in runs) else 0
+
+
+def _conclude(runs: list[Finished], *, as_json: bool) -> None:
+    """Show what was run; each of several targets is one more chance to find something, which their verdicts allow for."""
+    if len(runs) > 1:
+        across_targets([run.summary for run in runs])
+        for run in runs:
+            run.rewrite()
+    for run in runs:
+        _show(run, as_json=as_json)
 
 
 def _plan(options: RunOptions) -> Plan:
@@ -67,11 +85,8 @@ def _plan(options: RunOptions) -> Plan:
 def _check_limits(plan: Plan, specs: list[TargetSpec], options: RunOptions) -> None:
     """Raises, before anything is sent, for a limit that cannot be kept to, and for batch jobs that are above one."""
     for spec in specs:
-        if options.max_cost is not None and not spec.prices.declared:
-            raise UsageError(
-                f"--max-cost cannot be kept to: target {spec.name!r} declares no prices",
-                hint=f"set prices.input_per_million and prices.output_per_million in {spec.found.path}",
-            )
+        if options.max_cost is not None:
+            require_prices(spec)
     if options.batch:
         for spec in specs:
             require_batches(spec)
@@ -93,7 +108,8 @@ def _out(chosen: Path | None, plan: Plan, spec: TargetSpec, n_targets: int, star
     return chosen.absolute() / spec.name if n_targets > 1 else chosen.absolute()
 
 
-async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Path, budget: Budget) -> int:
+async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Path, budget: Budget) -> list[Finished]:
+    """The run, written; none while a batch job is not done."""
     provider = await open_target(spec, options.opening(note, budget.sending))
     if budget.limited and not options.batch:
         provider = Budgeted(provider, spec, budget)
@@ -103,7 +119,7 @@ async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Pa
             plan = batches.pinned(plan, provider)
         if options.batch and not (batched := await batches.advance(plan, spec, provider)).complete:
             batches.show(spec.name, batched)
-            return 3
+            return []
         with progress(spec.name) as show:
             finished = await execute(
                 plan, spec, provider, out=out, command=shlex.join(["harness", *sys.argv[1:]]), on_progress=show
@@ -112,8 +128,7 @@ async def _run_target(plan: Plan, spec: TargetSpec, options: RunOptions, out: Pa
             await batches.advance(plan, spec, provider, written=True)
     finally:
         await provider.aclose()
-    _show(finished, as_json=options.json)
-    return 3 if finished.tally.failed else 0
+    return [finished]
 
 
 def _show(finished: Finished, *, as_json: bool) -> None:
@@ -148,27 +163,5 @@ def _print_estimates(estimates: list[Estimate], *, as_json: bool) -> None:
         for item in estimates:
             sys.stdout.write(json.dumps(asdict(item)) + "\n")
         return
-    columns = ("target", "mode", "prompts", "requests", "tokens in", "tokens out", "time", "price")
-    print_table(columns, [_estimate_row(item) for item in estimates])
-    for item in estimates:
-        if item.mode_assumed:
-            note(f"{item.target}: its file does not say what it shows; opening it tells, and another mode costs otherwise")
+    print_estimates(estimates)
     note("nothing was sent; answers that are already journalled will not be asked again")
-
-
-def _estimate_row(item: Estimate) -> tuple[str, ...]:
-    about = "" if item.exact else "about "
-    if item.usd is None:
-        price = "price not declared"
-    else:
-        price = f"{item.usd:.2f} USD" if item.usd >= 0.01 or item.usd == 0 else f"{item.usd:.4f} USD"
-    return (
-        item.target,
-        f"{item.mode}, {item.n_draws} draws" if item.n_draws else str(item.mode),
-        f"{item.prompts:,}",
-        f"{item.requests:,}",
-        f"{about}{item.input_tokens:,}",
-        f"{about}{item.output_tokens:,}" if item.n_draws else f"{item.output_tokens:,}",
-        "unknown before the first run" if item.seconds is None else f"about {item.seconds:,.0f} s",
-        f"{price} as a batch" if item.batch else price,
-    )

@@ -11,13 +11,17 @@ Agreement = Literal["same", "differs", "unknown"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A hard check, without statistics: a property of both sides. `note`: what it means where it differs or is not known."""
+    """A hard check, without statistics: a property of both sides. `note`: what it means where it differs or is not known.
+
+    `weighs`: where it differs, the two are not called equivalent, however alike what was measured is.
+    """
 
     name: str
     a: str
     b: str
     agreement: Agreement
     note: str = ""
+    weighs: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +64,8 @@ class Identity:
     sides show. `estimate`: the mean distance over prompts above what the endpoints' own noise explains, in `unit`, with a
     bootstrap interval over prompts. `margin`: the distance up to which benign variation reaches, by the ladder named in
     `margin_from`. `p`: of no difference at all, within-prompt permutation; it decides nothing. `tv_low`, `tv_high`: the mean
-    bounds of the total variation, in [0, 1]. `flip_share`: prompts whose likeliest token differs.
+    bounds of the total variation, in [0, 1]; `kl_low`: of the least divergence KL(A||B), in nat. `flip_share`: prompts whose
+    likeliest token differs.
     """
 
     statistic: str
@@ -76,6 +81,7 @@ class Identity:
     n_near_ties: int = 0
     tv_low: float | None = None
     tv_high: float | None = None
+    kl_low: float | None = None
     flip_share: float | None = None
     near_tie_flip_share: float | None = None
     reason: str | None = None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from harness.errors import BudgetSpentError
+from harness.errors import BudgetSpentError, UsageError
 from harness.evals.expense import Expense, found_manner
 from harness.evals.runner import n_tokens
 from harness.providers.base import Provider
@@ -72,6 +72,15 @@ class Budget:
     def left_s(self) -> float | None:
         """Seconds until nothing more may be sent, None without such a limit."""
         return None if self.limits.seconds is None else self.started + self.limits.seconds - self.clock()
+
+
+def require_prices(spec: TargetSpec) -> None:
+    """Raises UsageError where a limit on cost could not be kept to."""
+    if not spec.prices.declared:
+        raise UsageError(
+            f"--max-cost cannot be kept to: target {spec.name!r} declares no prices",
+            hint=f"set prices.input_per_million and prices.output_per_million in {spec.found.path}",
+        )
 
 
 class Budgeted:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from harness.errors import CapabilityError, UsageError
-from harness.evals.spec import Contrast, Eval, Primary, Sizes
+from harness.evals.spec import CHECKS, Check, Contrast, Eval, Primary, Sizes
 from harness.packs.concepts import Concept
 from harness.packs.pack import Pack
 from harness.packs.sampling import draw, generator, subset
@@ -37,7 +37,7 @@ class Choice:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A run's prompts. `arms` in the pack's order; `template` is both the name and the record. `mode`: known once a target is
-    opened."""
+    opened. `only`: the ids of the prompts that are asked, None for all."""
 
     eval: Eval
     pack: Pack
@@ -48,6 +48,7 @@ class Plan:
     template_name: str
     template: Template
     mode: Mode = Mode.EXACT
+    only: frozenset[str] | None = None
 
     @property
     def primary(self) -> Primary | None:
@@ -61,11 +62,19 @@ class Plan:
         return self.choice.draws or self.eval.spec.draws
 
     @property
+    def calibration(self) -> dict[Check, Contrast]:
+        """For each check the first declared contrast whose arms are planned. One whose arm is the primary contrast's own is
+        passed over: a claim cannot vouch for itself."""
+        claimed = self.primary.arm if self.primary else None
+        usable = [(check, c) for check in CHECKS for c in getattr(self.eval.spec.calibration, check) if c.arm != claimed]
+        return {check: c for check, c in reversed(usable) if {c.arm, c.control} <= set(self.arms)}
+
+    @property
     def contrasts(self) -> tuple[Contrast, ...]:
         """The declared contrasts whose arms are planned, the primary one first, without repeats."""
         first = [Contrast(arm=self.primary.arm, control=self.primary.control)] if self.primary else []
         wanted = [c for c in self.eval.spec.contrasts if {c.arm, c.control} <= set(self.arms)]
-        return tuple(dict.fromkeys([*first, *wanted]))
+        return tuple(dict.fromkeys([*first, *wanted, *self.calibration.values()]))
 
 
 def make_plan(eval_: Eval, pack: Pack, choice: Choice) -> Plan:
@@ -116,20 +125,29 @@ def sentences_of(plan: Plan, concept: Concept) -> tuple[Sentence, ...]:
 
 def clean_prompts(plan: Plan, sentences: Sequence[Sentence]) -> Iterator[Prompt]:
     """The unmodified sentences."""
-    for sentence in sentences:
-        yield _prompt(plan, sentence, None)
+    yield from _asked(plan, (_prompt(plan, sentence, None) for sentence in sentences))
 
 
 def injected_prompts(plan: Plan, concept: Concept, sentences: Sequence[Sentence]) -> Iterator[Prompt]:
     """Every injected prompt of `concept`, prompts of one injection together."""
+    yield from _asked(plan, _all_injected(plan, concept, sentences))
+
+
+def _asked(plan: Plan, prompts: Iterable[Prompt]) -> Iterable[Prompt]:
+    return prompts if plan.only is None else (prompt for prompt in prompts if prompt.prompt_id in plan.only)
+
+
+def _all_injected(plan: Plan, concept: Concept, sentences: Sequence[Sentence]) -> Iterator[Prompt]:
     for arm in plan.arms:
         if plan.eval.spec.fresh is not None:
             yield from _fresh(plan, concept, arm, sentences, plan.eval.spec.fresh.n_tokens)
             continue
         # The same places in every arm: an injection is asked together with the control that was matched to it.
         rng = generator(plan.choice.seed, "injections", concept.name)
-        for probe in subset(plan.pack.probes.get((concept.name, arm), ()), plan.sizes.injections, rng):
-            for sentence in sentences:
+        probes = subset(plan.pack.probes.get((concept.name, arm), ()), plan.sizes.injections, rng)
+        for place, probe in enumerate(probes):
+            # Paired: the first sentence meets the first injection alone, and so on; where all are used, the first comes again.
+            for sentence in sentences[place :: len(probes)] if plan.eval.spec.design == "paired" else sentences:
                 yield _prompt(plan, sentence, probe)
 
 
@@ -168,6 +186,8 @@ def _prompt(plan: Plan, sentence: Sentence, probe: Probe | None) -> Prompt:
 
 def count_prompts(plan: Plan) -> int:
     """How many prompts the plan has, clean ones included."""
+    if plan.only is not None:
+        return len(plan.only)
     total = 0
     for name in plan.concepts:
         concept = plan.pack.concept(name)
@@ -176,6 +196,8 @@ def count_prompts(plan: Plan) -> int:
         for arm in plan.arms:
             if plan.eval.spec.fresh is not None:
                 per_sentence = plan.sizes.injections if (name, arm) in plan.pack.pools else 0
+            elif plan.eval.spec.design == "paired":
+                per_sentence = min(1, len(plan.pack.probes.get((name, arm), ())))
             else:
                 per_sentence = min(plan.sizes.injections, len(plan.pack.probes.get((name, arm), ())))
             total += n_sentences * per_sentence

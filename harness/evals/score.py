@@ -19,6 +19,9 @@ from harness.records import Lexicon, Mode, Observation, Prompt
 from harness.stats.bounds import difference_bounds, log_odds, mass_bounds, tv_bounds
 from harness.stats.draws import binomial_interval, log_odds_of_draws, without_bias
 
+SCORING_VERSION = 1
+"""Goes up when equal answers would get other scores, so that baselines from before are not compared with runs from after."""
+
 Floats = NDArray[np.float64]
 Columns = dict[str, Any]
 """Column name to a sequence of equal length; None (or NaN in a float array) where a value is missing."""

@@ -15,12 +15,15 @@ from harness.records import Mode
 
 Metric = Literal["count_success", "mass_success", "delta_mass", "delta_log_odds"]
 METRICS: tuple[Metric, ...] = ("count_success", "mass_success", "delta_mass", "delta_log_odds")
+Check = Literal["detected", "silent"]
+CHECKS: tuple[Check, ...] = ("detected", "silent")
 
 
 class Sizes(Strict):
     """How much is asked for each concept and arm.
 
-    Crossed: each of `injections` meets each of `sentences`. Fresh: each sentence meets `injections` draws of its own.
+    Crossed: each of `injections` meets each of `sentences`. Paired: each sentence meets one of them, of each arm. Fresh: each
+    sentence meets `injections` draws of its own.
     """
 
     injections: PositiveInt
@@ -63,7 +66,8 @@ class Primary(Contrast):
 
 
 class Calibration(Strict):
-    """Contrasts that show, in every run, that the instrument works; of each list, the first whose arms the run has.
+    """Contrasts that show, in every run, that the instrument works; of each list, the first whose arms the run has and whose
+    arm is not the primary contrast's.
 
     `detected`: injections that do move the next word towards the concept; one that is not found means a run that sees nothing.
     `silent`: injections that should not; one that is found means that something else than interference is seen.
@@ -77,8 +81,10 @@ class GateSpec(Strict):
     """How a regression gate judges: the mean difference of `metric`, run minus baseline, against `margin`.
 
     `metric`: a metric of trials, of `arm` less `control`; or `clean_log_odds`, of the concept's words after the unmodified
-    sentence; or `agreement`, 1 less the total variation from the baseline's own distribution, so that any change is a loss.
-    `alpha`: how often an unchanged target may fail. `bound`: differences of log-odds are cut to [-bound, bound] nat.
+    sentence; or `agreement`, 1 less the total variation from the baseline's own distribution, so that any change is a loss; it
+    is taken over `arm` and the unmodified sentences, or over all arms where none is named.
+    `alpha`: how often an unchanged target may fail. `bound`: a prompt's difference is cut to [-bound, bound], by default to 4
+    nat for log-odds and 1 for shares; the smaller it is, the fewer prompts decide, and the less a single one can tell.
     `inconclusive`: what the exit code says where the data do not decide.
     """
 
@@ -87,9 +93,17 @@ class GateSpec(Strict):
     control: Arm | None = None
     margin: PositiveFloat
     alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    bound: PositiveFloat = 4.0
+    bound: PositiveFloat | None = None
     max_failed_share: float = Field(default=0.02, ge=0, le=1)
     inconclusive: Literal["fail", "pass"] = "fail"
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if self.metric in METRICS and self.arm is None:
+            raise ValueError(f"metric {self.metric!r} is one of trials: name their arm")
+        if self.control is not None and self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r} knows no control")
+        return self
 
 
 class EvalSpec(Strict):
@@ -104,7 +118,7 @@ class EvalSpec(Strict):
 
     description: str
     pack: str
-    design: Literal["crossed", "fresh"]
+    design: Literal["crossed", "paired", "fresh"]
     template: str
     arms: tuple[Arm, ...] = ()
     sizes: Sizes

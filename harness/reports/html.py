@@ -1,106 +1,160 @@
-"""`report.html`: a run as one page that loads nothing. Owns what stands on it; `report.html.jinja` owns how it looks.
-
-Text of models and packs is hostile: the template escapes everything, `visible` writes out what would not be seen, and the
-page's content security policy forbids scripts and requests of any kind.
-"""
+"""`report.html` of a run: the verdict, what it rests on, and everything else that was seen. Owns what stands on the page;
+`templates/run.html.jinja` and the files that it includes own how it looks."""
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from importlib.resources import files
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from harness.evals.analysis import ALL
+from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE
 from harness.evals.spec import Metric
 from harness.reports import wording
 from harness.reports.examples import Example
-from harness.reports.forest import forest
-from harness.reports.wording import MEASURES, Row, visible
+from harness.reports.forest import Forest, Mark, Shape, Zone, forest
+from harness.reports.page import render_page
+from harness.reports.scatter import Scatter, scatter
+from harness.reports.wording import Row
 
 SHOWN_METRICS: tuple[Metric, ...] = ("delta_log_odds", "count_success", "mass_success", "delta_mass")
 
 LOG_AXIS_DECADES = 4
 """Probabilities in examples are drawn on a logarithmic axis from 0.01% to 100%."""
 
+SHAPES: dict[str, Shape] = {"transfers": "good", "reversed": "bad", "no evidence": "open", "undetermined": "unknown"}
+
 
 def render(manifest: dict[str, Any], summary: dict[str, Any], examples: Sequence[Example]) -> str:
     """The page, from `manifest.json`, `summary.json` and the examples."""
-    primary = summary["primary"]
+    verdict = summary["verdict"]
+    withheld = verdict["withheld"] is not None
     rows = wording.primary_rows(summary)
-    template = _environment().from_string(files("harness").joinpath("reports", "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "run.html.jinja",
         manifest=manifest,
         summary=summary,
-        primary=primary,
-        answer=wording.reading(summary),
+        primary=summary["primary"],
+        verdict=verdict,
+        withheld=withheld,
+        answer=verdict["sentence"],
         mode_line=wording.mode_line(summary),
+        headline=wording.headline(summary),
         odds=_odds(wording.headline(summary)),
-        figure=forest(rows) if rows else None,
+        figure=_figure(rows, withheld=withheld),
+        rows=rows,
+        shapes=SHAPES,
+        meaning=_calibration_meaning(verdict["calibration"]),
+        predictions=_predictions(summary["prediction"]),
+        prediction_meaning=_prediction_meaning(summary["prediction"], verdict["alpha"]),
+        prediction_figure=_prediction_figure(summary["prediction"]),
         scope=wording.scope(summary),
         n_concepts=len(wording.concepts_of(summary)),
         headline_cells=[cell for cell in summary["cells"] if cell["concept"] == wording.scope(summary)],
         concept_cells=_by_concept([cell for cell in summary["cells"] if cell["concept"] != ALL]),
         contrasts=_by_contrast(summary["contrasts"]),
-        examples=_examples_by_concept(examples, primary),
+        examples=_examples_by_concept(examples, summary["primary"]),
         marks_members=any(_has_member(example) for example in examples),
         failed_share=manifest["counts"]["failed"] / max(manifest["counts"]["planned"], 1),
         metrics=SHOWN_METRICS,
         measures=MEASURES,
-    )
-
-
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(ALL=ALL)
-    environment.filters.update(
-        visible=_visible,
-        token=_token,
-        minus=_minus,
-        number=lambda value, decimals=2: _minus(wording.number(value, decimals)),
-        count=lambda value: wording.number(value, 0),
-        share=wording.share,
+        by_metric=_by_metric,
         mass=_mass,
-        estimate=lambda row, measure, signed=True: _minus(wording.estimate(row, measure, signed=signed)),
-        interval=lambda row, measure: _minus(wording.interval(row, measure)),
-        p_value=wording.p_value,
-        sentence=lambda text: text[:1].upper() + text[1:],
         place=_place,
-        time=_time,
-        flat=_flat,
-        groupby_metric=_by_metric,
     )
-    return environment
 
 
-def _visible(value: object) -> str:
-    return visible(str(value))
+def _figure(rows: Sequence[Row], *, withheld: bool) -> Forest | None:
+    """The primary contrast concept by concept, against its margin and what each row could have seen."""
+    if not rows:
+        return None
+    measure = MEASURES[rows[0]["metric"]]
+    margin = _scaled(rows[0], "margin")
+    unit = "nats of log-odds" if measure.difference == "nat" else f"percentage points of {measure.name}"
+    zone = None if margin is None else Zone(low=-margin, high=margin, kind="within")
+    return forest([_mark(row, withheld=withheld) for row in rows], unit=unit, zone=zone)
 
 
-def _token(text: str) -> Markup:
-    """A token's text with its leading space as a faint sign, so that ` Paris` and `Paris` differ."""
-    if not text:
-        return Markup('<i class="sp">empty</i>')
-    stripped = text.lstrip(" ")
-    return Markup('<i class="sp">{}</i>').format("␣" * (len(text) - len(stripped))) + visible(stripped)
+def _mark(row: Row, *, withheld: bool) -> Mark:
+    measure, verdict = MEASURES[row["metric"]], row["verdict"] or ""
+    return Mark(
+        name="all concepts" if row["concept"] == ALL else row["concept"],
+        estimate=_scaled(row, "estimate"),
+        low=_scaled(row, "ci_low"),
+        high=_scaled(row, "ci_high"),
+        value=wording.estimate(row, measure),
+        interval=wording.interval(row, measure),
+        shape=SHAPES.get(verdict, "open"),
+        reason=row["reason"],
+        word="withheld" if withheld and row["estimate"] is not None else verdict,
+        blind=_scaled(row, "mde"),
+        overall=row["concept"] == ALL,
+    )
 
 
-def _minus(text: str) -> str:
-    """Minus signs instead of hyphens, before numbers and between arms."""
-    return re.sub(r"(?<![\w-])-(?=[\d.])", "−", text).replace(" - ", " − ")
+def _scaled(row: Row, key: str) -> float | None:
+    value = row[key]
+    return None if value is None else float(value) * MEASURES[row["metric"]].scale
+
+
+def _calibration_meaning(checks: Sequence[Row]) -> str:
+    """What the calibration says of the run, in one sentence."""
+    status = {(check["check"], check["status"]) for check in checks}
+    if ("detected", "failed") in status:
+        return (
+            "Words that lie close to the concept do move the next word, and this run did not find it: "
+            "what it does not find says nothing, and what it finds is not to be trusted."
+        )
+    if ("silent", "failed") in status:
+        return (
+            "Words chosen for another concept moved the next word too: something else than what the arm stands for is "
+            "at work, and may be all that the primary contrast shows."
+        )
+    passed = {check for check, state in status if state == "passed"}
+    if passed == {"detected", "silent"}:
+        return "The instrument works: it finds a shift that is known to be there, and none where there should be none."
+    if passed == {"detected"}:
+        return "The run finds a shift that is known to be there; whether it stays silent where there is none was not checked."
+    if passed == {"silent"}:
+        return "The run stays silent where no shift should be; whether it finds one that is known to be there was not checked."
+    return "The pack has no arms to check this run with, so the verdict stands on the primary contrast alone."
+
+
+def _predictions(prediction: Row) -> list[tuple[str, Row]]:
+    """The sets of injections whose predictions were compared with what was observed, by name."""
+    found = [("all arms", prediction), *((f"{arm} alone", row) for arm, row in prediction["within"].items())]
+    pairs = prediction["pairs"]
+    return [*found, (f"{pairs['arm']} - {pairs['control']}, pair by pair", pairs)] if pairs else found
+
+
+def _prediction_meaning(prediction: Row, alpha: float) -> str:
+    """What the rank correlations say, in one sentence."""
+    if not prediction["n"]:
+        return "The pack predicts no shift for any injection, so there is nothing to compare with what was observed."
+    others = "what concept, length, frequency and overlap with the concept's words say of them"
+    if _found(prediction["spearman"], prediction["p"], alpha):
+        if _found(prediction["partial"], prediction["partial_p"], alpha):
+            return f"The sources' predictions rank the injections as the target does, also beyond {others}."
+        return f"The sources' predictions rank the injections as the target does, but not seen to do so beyond {others}."
+    return "The sources' predictions are not seen to rank the injections as the target does."
+
+
+def _found(correlation: float | None, p: float | None, alpha: float) -> bool:
+    return correlation is not None and p is not None and correlation > 0 and p <= alpha
+
+
+def _prediction_figure(prediction: Row) -> Scatter | None:
+    """Mean predicted against mean observed shift, of groups of injections from the lowest prediction to the highest."""
+    scale = MEASURES[prediction["metric"]].scale
+    points = [(row["predicted"], row["observed"] * scale, f"{row['n']:,} injections") for row in prediction["calibration"]]
+    slope, intercept = (None if prediction[key] is None else prediction[key] * scale for key in ("slope", "intercept"))
+    return scatter(points, slope=slope, intercept=intercept)
 
 
 def _mass(bounds: tuple[float, float]) -> str:
     """A mass that is known within bounds; one figure where the bounds read alike."""
     if any(math.isnan(end) for end in bounds):
-        return wording.NOT_AVAILABLE
+        return NOT_AVAILABLE
     low, high = (wording.share(end) for end in bounds)
     return low if low == high else f"{low} to {high}"
 
@@ -109,26 +163,6 @@ def _place(probability: float) -> str:
     """Where a probability lies on the examples' logarithmic axis, in per cent of its length."""
     decades = math.log10(max(probability, 10.0**-LOG_AXIS_DECADES)) / LOG_AXIS_DECADES
     return f"{100 * min(1 + decades, 1):.1f}"
-
-
-def _time(text: str) -> str:
-    """An ISO time to the minute, as it stands where it is none."""
-    try:
-        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}".strip()
-    except ValueError:
-        return visible(text)
-
-
-def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of every leaf of a nested mapping, for display."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, str):
-        yield visible(prefix), visible(value)
-    else:
-        shown = wording.NOT_AVAILABLE if value is None else json.dumps(value, ensure_ascii=False, default=str)
-        yield visible(prefix), visible(shown)
 
 
 def _odds(row: Row | None) -> tuple[str, str, str] | None:

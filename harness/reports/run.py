@@ -22,7 +22,7 @@ from harness.providers.base import Provider
 from harness.providers.embedding import find_embedding
 from harness.providers.targets import TargetSpec
 from harness.reports.cost import cost
-from harness.reports.examples import ExamplePicker
+from harness.reports.examples import Example, ExamplePicker
 from harness.reports.html import render
 from harness.reports.lock import locked
 from harness.reports.manifest import make_manifest
@@ -40,6 +40,43 @@ class Finished:
     manifest: dict[str, Any]
     summary: dict[str, Any]
     tally: Tally
+    examples: tuple[Example, ...]
+
+    def rewrite(self) -> None:
+        """Write summary and page anew, after `summary` was changed."""
+        with locked(self.folder), writing(self.folder, hint="run it again: answers that are journalled are not asked twice"):
+            write_json(self.folder / SUMMARY, self.summary)
+            (self.folder / REPORT).write_text(render(self.manifest, self.summary, self.examples), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Written:
+    """The records of a run whose tables are written; `page` is its report."""
+
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    examples: tuple[Example, ...]
+
+    @property
+    def page(self) -> str:
+        return render(self.manifest, self.summary, self.examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """What was asked of a target, from `started` on, in `seconds`; the answers lie in the job's journal."""
+
+    job: Job
+    spec: TargetSpec
+    tally: Tally
+    started: datetime
+    seconds: float
+    command: str
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that were sent: not those from the journal, nor those that a limit left out."""
+        return self.tally.planned - self.tally.from_cache - self.tally.not_asked
 
 
 def journal_path(target: str) -> Path:
@@ -78,27 +115,34 @@ async def execute(
             await ask_all(job, tally, on_progress)
         except BudgetSpentError as exc:
             tally.stop(f"{exc.limit} is reached")
-        asked_s = time.perf_counter() - clock
-        asked = tally.planned - tally.from_cache - tally.not_asked
-        if asked and not tally.failed:
-            journal.add_rate(started.isoformat(), asked, asked_s)
-        with _replacing(out) as folder:
-            analysis, picker = _write_tables(job, spec, folder)
-            manifest = make_manifest(job, tally, run_id=out.name, started=started, finished=datetime.now(UTC), command=command)
-            summary = {
-                "run_id": out.name,
-                **analysis.summary(),
-                "cost": cost(job, tally, spec),
-                "timing": {
-                    "asked_s": round(asked_s, 3),
-                    "total_s": round(time.perf_counter() - clock, 3),
-                    "prompts_per_s": round(asked / asked_s, 2) if asked else None,
-                },
-            }
-            _write_json(folder / MANIFEST, manifest)
-            _write_json(folder / SUMMARY, summary)
-            (folder / REPORT).write_text(render(manifest, summary, picker.examples()), encoding="utf-8")
-    return Finished(folder=out, manifest=manifest, summary=summary, tally=tally)
+        asked = Asked(job=job, spec=spec, tally=tally, started=started, seconds=time.perf_counter() - clock, command=command)
+        if asked.n_prompts and not tally.failed:
+            journal.add_rate(started.isoformat(), asked.n_prompts, asked.seconds)
+        with replacing(out) as folder:
+            written = write_run(asked, folder, run_id=out.name)
+            (folder / REPORT).write_text(written.page, encoding="utf-8")
+    return Finished(folder=out, manifest=written.manifest, summary=written.summary, tally=tally, examples=written.examples)
+
+
+def write_run(asked: Asked, folder: Path, *, run_id: str) -> Written:
+    """Write records and tables of what is journalled to `folder`, without the page."""
+    job, tally = asked.job, asked.tally
+    analysis, picker = _write_tables(job, asked.spec, folder)
+    finished = datetime.now(UTC)
+    manifest = make_manifest(job, tally, run_id=run_id, started=asked.started, finished=finished, command=asked.command)
+    summary = {
+        "run_id": run_id,
+        **analysis.summary(),
+        "cost": cost(job, tally, asked.spec),
+        "timing": {
+            "asked_s": round(asked.seconds, 3),
+            "total_s": round((finished - asked.started).total_seconds(), 3),
+            "prompts_per_s": round(asked.n_prompts / asked.seconds, 2) if asked.n_prompts else None,
+        },
+    }
+    write_json(folder / MANIFEST, manifest)
+    write_json(folder / SUMMARY, summary)
+    return Written(manifest=manifest, summary=summary, examples=tuple(picker.examples()))
 
 
 def _write_tables(job: Job, spec: TargetSpec, folder: Path) -> tuple[Analysis, ExamplePicker]:
@@ -122,12 +166,13 @@ def _write_tables(job: Job, spec: TargetSpec, folder: Path) -> tuple[Analysis, E
     return analysis, picker
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """`data` as a readable JSON file."""
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is removed when it does not."""
     partial = out.with_name(f".{out.name}.partial")
     old = out.with_name(f".{out.name}.old")

@@ -9,18 +9,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.evals.analysis import ALL
+from harness.evals.measures import ALL, MEASURES
 from harness.reports.wording import (
-    MEASURES,
     Row,
+    calibration_lines,
     concepts_of,
     estimate,
     interval,
     mode_line,
     p_value,
+    prediction_line,
     primary_rows,
-    reading,
     scope,
+    sight_line,
+    source_line,
+    verdict_word,
     visible,
 )
 
@@ -48,7 +51,7 @@ def print_summary(summary: dict[str, Any], console: Console, *, claims: str = ""
     if contrast:
         measure = MEASURES[contrast[0]["metric"]]
         title = f"{contrast[0]['arm']} - {contrast[0]['control']}: {measure.name} in {measure.difference}, by concept"
-        _print(console, visible(title), _contrast(contrast))
+        _print(console, visible(title), _contrast(contrast, summary))
     for reason, names in _missing(cells, contrast).items():
         console.print(Text(f"n/a for {', '.join(names)}: {reason}"))
     failed, trials = (sum(cell[key] for cell in cells) for key in ("n_failed", "n_trials"))
@@ -57,7 +60,10 @@ def print_summary(summary: dict[str, Any], console: Console, *, claims: str = ""
     console.print(Text(mode_line(summary)))
     if claims:
         console.print(Text(f"the pack claims {visible(claims)}"))
-    console.print(Text(reading(summary), style="bold"))
+    for line in (source_line(summary), prediction_line(summary), *calibration_lines(summary), sight_line(summary)):
+        if line is not None:
+            console.print(Text(line))
+    console.print(Text(visible(summary["verdict"]["sentence"]), style="bold"))
 
 
 def _print(console: Console, title: str, table: Table) -> None:
@@ -88,14 +94,16 @@ def _arms(cells: list[Row], *, interval_below: bool = False) -> Table:
     return table
 
 
-def _contrast(rows: list[Row]) -> Table:
-    table = _table("concept", "estimate", "95% interval", "p (Holm)")
+def _contrast(rows: list[Row], summary: dict[str, Any]) -> Table:
+    """A concept a row; p is corrected for the number of concepts, of the row over all for that of targets."""
+    table = _table("concept", "estimate", "95% interval", "p", "verdict")
     for row in rows:
         measure = MEASURES[row["metric"]]
         overall = row["concept"] == ALL
         if overall:
             table.add_section()
-        numbers = (estimate(row, measure), interval(row, measure), p_value(row["p_holm"]))
+        p = p_value(row["p_holm"] if overall else row["p_by"])
+        numbers = (estimate(row, measure), interval(row, measure), p, verdict_word(row, summary))
         name = Text("all concepts" if overall else visible(row["concept"]))
         table.add_row(name, *(Text(text) for text in numbers), style="bold" if overall else None)
     return table

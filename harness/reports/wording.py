@@ -1,6 +1,6 @@
 """Numbers, names and the run's answer in words, the same on the terminal and on the page.
 
-Owns how a value is rounded and what the primary contrast says; knows no layout. The minus sign is ASCII here.
+Owns how a value is rounded; knows no layout. The verdict's sentence comes with the summary. The minus sign is ASCII here.
 """
 
 from __future__ import annotations
@@ -9,45 +9,12 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from harness.evals.analysis import ALL
+from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE, Measure, number
 
 Row = Mapping[str, Any]
 """A cell, a contrast or an estimate of `summary.json`."""
-
-NOT_AVAILABLE = "n/a"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """How a metric is shown: times `scale`, with `decimals`; a mean in `unit`, a difference of two means in `difference`."""
-
-    name: str
-    scale: float
-    decimals: int
-    unit: str
-    difference: str
-
-
-MEASURES: dict[str, Measure] = {
-    "count_success": Measure(name="count success", scale=100, decimals=1, unit="%", difference="points"),
-    "mass_success": Measure(name="mass success", scale=100, decimals=1, unit="%", difference="points"),
-    "delta_mass": Measure(name="mass", scale=100, decimals=2, unit="points", difference="points"),
-    "delta_log_odds": Measure(name="log-odds", scale=1, decimals=2, unit="nat", difference="nat"),
-}
-
-
-def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
-    """`value` with so many decimals, and more where it would round to zero without being it; `n/a` for None."""
-    if value is None:
-        return NOT_AVAILABLE
-    if 0 < abs(value) < 0.5 * 10.0**-decimals:
-        decimals = max(decimals, -math.floor(math.log10(abs(value))))
-        if decimals > 6:
-            return f"{value:+.0e}" if signed else f"{value:.0e}"
-    return f"{value:{'+' if signed else ''},.{decimals}f}"
 
 
 def share(value: float | None) -> str:
@@ -107,19 +74,70 @@ def headline(summary: Row) -> Row | None:
     return next((row for row in primary_rows(summary) if row["concept"] == scope(summary)), None)
 
 
-def reading(summary: Row) -> str:
-    """The run's answer in one line: what the primary contrast says, or why it says nothing."""
-    primary, row = summary["primary"], headline(summary)
-    if primary is None:
-        return "no primary contrast: this run has both arms of none that the eval declares"
-    name = visible(f"{primary['arm']} - {primary['control']}")
-    if row is None:
-        return f"{name}: undetermined: no trials"
-    if row["concept"] != ALL:
-        return _sentence(name, row, f"on {visible(row['concept'])} alone")
-    parts = [part["estimate"] is not None for part in primary_rows(summary) if part["concept"] != ALL]
-    counted = f"{len(parts)} concepts" if all(parts) else f"{sum(parts)} of {len(parts)} concepts"
-    return _sentence(name, row, f"over {counted}")
+def verdict_word(row: Row, summary: Row) -> str:
+    """A row's verdict in a word; one that a failed check took away is `withheld`."""
+    if summary["verdict"]["withheld"] is not None and row["estimate"] is not None:
+        return "withheld"
+    return str(row["verdict"])
+
+
+def calibration_lines(summary: Row) -> list[str]:
+    """A line for each calibration check: what must or must not be found, and whether it was."""
+    return [_check_line(check, summary) for check in summary["verdict"]["calibration"]]
+
+
+def _check_line(check: Row, summary: Row) -> str:
+    wanted = {"detected": "must be found", "silent": "must not be found"}[check["check"]]
+    if check["arm"] is None:
+        return f"check, what {wanted}: not possible: {check['reason']}"
+    line = f"check, what {wanted}: {check['arm']} - {check['control']}"
+    if check["status"] == "not possible":
+        return f"{line}: not possible: {check['reason']}"
+    measure = MEASURES[summary["primary"]["metric"]]
+    counted = f"found in {check['n_found']} of {check['n_concepts']} concepts"
+    chance = f" ({share(summary['verdict']['alpha'])} by chance)" if check["check"] == "silent" else ""
+    shown = f"{estimate(check, measure)} {measure.difference} {interval(check, measure)}"
+    return visible(f"{line}: {check['status']}: {shown}, {counted}{chance}")
+
+
+def prediction_line(summary: Row) -> str | None:
+    """Whether the sources' predictions rank the injections, all of them and those of one arm; None without predictions."""
+    prediction = summary["prediction"]
+    if prediction["spearman"] is None:
+        return None
+    parts = [
+        f"over all arms {_rank(prediction)}",
+        *(f"within {arm} {_rank(part)}" for arm, part in prediction["within"].items()),
+    ]
+    return visible(f"predictions of the sources against what was seen, rank correlation: {'; '.join(parts)}")
+
+
+def _rank(part: Row) -> str:
+    if part["spearman"] is None:
+        return f"{NOT_AVAILABLE} ({part['reason']})"
+    alone = number(part["spearman"], 2, signed=True)
+    if part["partial"] is None:
+        return f"{alone}, p {p_value(part['p'])}"
+    beyond = f"{number(part['partial'], 2, signed=True)}, p {p_value(part['partial_p'])}"
+    return f"{alone}, beyond concept, length, frequency and form {beyond}"
+
+
+def source_line(summary: Row) -> str | None:
+    """That nothing is transferred where the target is one of the models that the pack was made from."""
+    if not summary["verdict"]["target_is_source"]:
+        return None
+    return f"{visible(summary['target'])} is a source of the pack: what holds on it holds where it was looked for"
+
+
+def sight_line(summary: Row) -> str | None:
+    """The smallest shift that the run could have seen, beside the one that would matter; None where neither is known."""
+    verdict = summary["verdict"]
+    if verdict["mde"] is None or verdict["margin"] is None:
+        return None
+    measure = MEASURES[summary["primary"]["metric"]]
+    seen, margin = (number(verdict[key] * measure.scale, measure.decimals) for key in ("mde", "margin"))
+    line = f"this run could have seen {seen} {measure.difference} with {share(verdict['power'])} power; {margin} would matter"
+    return line if verdict["n_targets"] == 1 else f"{line}; p is corrected for {verdict['n_targets']} targets"
 
 
 _MODES = {
@@ -145,27 +163,6 @@ def mode_line(summary: Row) -> str:
     up, down = (sum(c[name] for c in cells) for name in ("n_up", "n_down"))
     at = " at 95%" if any(mode in ("amplified", "sampled") for mode in modes.values()) else ""
     return f"{line}; identified{at}: {100 * up / answered:.0f}% of shifts up, {100 * down / answered:.0f}% down"
-
-
-def _sentence(name: str, row: Row, over: str) -> str:
-    measure = MEASURES[row["metric"]]
-    if row["estimate"] is None:
-        return f"{name}: undetermined {over}: {row['reason']}"
-    value = f"{name}: {measure.name} {estimate(row, measure)} {measure.difference}"
-    if row["ci_low"] is None:
-        return f"{value} {over}: undetermined: {row['reason']}"
-    value = f"{value} {interval(row, measure)} {over}{_identified(row, measure)}"
-    if row["ci_low"] > 0:
-        return f"{value}: the interval excludes zero"
-    if row["ci_high"] < 0:
-        return f"{value}: the interval excludes zero, from below"
-    return f"{value}: the interval includes zero: no shift told apart from the control"
-
-
-def _identified(row: Row, measure: Measure) -> str:
-    """How far the estimate is known where the target listed too little to decide it; empty where that is not seen."""
-    low, high = (number(row[end] * measure.scale, measure.decimals, signed=True) for end in ("estimate_low", "estimate_high"))
-    return "" if low == high else f" (the listed tokens leave it between {low} and {high})"
 
 
 _NAMED = {"\n": "↵", "\r": "␍", "\t": "⇥"}

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
-from harness.evals.analysis import ALL, Analysis
+from harness.evals.analysis import Analysis
+from harness.evals.measures import ALL
 from harness.evals.plan import Choice, Plan, make_plan
 from harness.evals.spec import find_eval
 from harness.packs.pack import Draft, write_pack
@@ -122,7 +123,42 @@ def test_bounds_of_the_trials_are_bounds_of_the_means_and_widen_the_interval(pla
     assert (bounded["estimate_low"], bounded["estimate_high"]) == pytest.approx(
         (exact["estimate"] - 0.5, exact["estimate"] + 0.5)
     )
-    assert (bounded["ci_low"], bounded["ci_high"]) == pytest.approx((exact["ci_low"] - 0.5, exact["ci_high"] + 0.5))
+    t = stats.t(exact["df"])
+    c = optimize.brentq(lambda c: t.cdf(c + 1 / exact["se"]) - t.cdf(-c) - 0.95, 0, 10)  # Imbens and Manski 2004
+    half = 0.5 + c * exact["se"]
+    assert (bounded["ci_low"], bounded["ci_high"]) == pytest.approx((exact["estimate"] - half, exact["estimate"] + half))
+
+
+def test_the_smallest_effect_is_that_of_the_error_and_grows_by_the_width_of_the_bounds(plan: Plan, shifts: Table) -> None:
+    exact, bounded = primary(summary(plan, shifts), "food"), primary(summary(plan, shifts, half_width=0.25), "food")
+    t = stats.t(min(SENTENCES, INJECTIONS) - 1)
+    expected = (t.ppf(0.975) + t.ppf(0.8)) * exact["se"]
+    assert exact["mde"] == pytest.approx(expected)
+    assert bounded["mde"] == pytest.approx(expected + 1.0)
+
+
+def test_the_margin_stands_on_the_primary_contrast_alone(plan: Plan, shifts: Table) -> None:
+    rows = summary(plan, shifts)["contrasts"]
+    assert {(r["arm"], r["control"], r["metric"]) for r in rows if r["margin"]} == {("related", "matched", "delta_log_odds")}
+    assert {r["margin"] for r in rows if r["margin"]} == {0.1}
+
+
+def test_the_median_shift_stands_beside_the_primary_contrasts_mean(plan: Plan, shifts: Table) -> None:
+    found = summary(plan, shifts, half_width=0.25)
+    medians = [np.median(shifts[c, "related"]) - np.median(shifts[c, "matched"]) for c in CONCEPTS]
+    assert [primary(found, c)["median"]["estimate"] for c in CONCEPTS] == pytest.approx(medians)
+    assert primary(found, "food")["median"]["estimate_low"] == pytest.approx(medians[1] - 0.5)
+    interval = stats.ttest_1samp(medians, 0).confidence_interval()
+    exact = primary(summary(plan, shifts), ALL)["median"]
+    assert (exact["ci_low"], exact["ci_high"]) == pytest.approx((interval.low, interval.high))
+    assert {r["metric"] for r in found["contrasts"] if r["median"] is not None} == {"delta_log_odds"}
+
+
+def test_only_the_primary_metric_is_permuted(plan: Plan, shifts: Table) -> None:
+    rows = summary(plan, shifts)["contrasts"]
+    assert {r["metric"] for r in rows if r["p_permutation"] is not None} == {"delta_log_odds"}
+    exact = [r for r in rows if r["metric"] == "delta_log_odds"]
+    assert all(0 < r["p_permutation"] <= 1 for r in exact)
 
 
 def test_failed_trials_are_counted_and_left_out(plan: Plan, shifts: Table) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -136,3 +136,46 @@ def test_batches_keep_groups_whole_where_they_fit() -> None:
     sizes = [[p.group for p in batch] for batch in batches(prompts, 4)]
     assert sizes == [["a"] * 3, ["b"] * 3, ["c"] * 4, ["c"] * 4, ["c"]]
     assert [p for batch in batches(prompts, 4) for p in batch] == prompts
+
+
+def declared(pack: Pack, arms: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """The calibration of a plan over `pack` with `arms`, as pairs."""
+    plan = replace(make_plan(find_eval("transfer"), pack, Choice()), arms=arms)
+    assert set(plan.calibration.values()) <= set(plan.contrasts)
+    return {check: (contrast.arm, contrast.control) for check, contrast in plan.calibration.items()}
+
+
+def test_a_check_takes_the_first_contrast_whose_arms_there_are(pack: Pack) -> None:
+    assert declared(pack, ("high", "matched", "random", "shuffled", "related")) == {
+        "detected": ("related", "matched"),
+        "silent": ("shuffled", "matched"),
+    }
+    assert declared(pack, ("high", "random", "related")) == {"detected": ("related", "random")}
+    assert declared(pack, ("high", "low")) == {}
+
+
+def test_an_arm_that_a_run_is_about_does_not_vouch_for_it(pack: Pack) -> None:
+    assert declared(pack, ("related", "matched")) == {}
+    assert declared(pack, ("self", "related", "matched")) == {"detected": ("self", "matched")}
+
+
+def test_in_a_paired_design_each_sentence_meets_one_injection_of_each_arm(pack: Pack) -> None:
+    plan = make_plan(find_eval("regression"), pack, Choice(concepts=("animal",)))
+    concept = pack.concept("animal")
+    prompts = list(injected_prompts(plan, concept, sentences_of(plan, concept)))
+    for arm in plan.arms:
+        met = [(p.sentence_id, p.injection_id) for p in prompts if p.arm == arm]
+        assert len({sentence for sentence, _ in met}) == len(met) == plan.sizes.sentences
+        assert len({injection for _, injection in met}) == min(plan.sizes.injections, len(pack.probes["animal", arm]))
+    assert count_prompts(plan) == plan.sizes.sentences + len(prompts)
+
+
+def test_a_plan_of_only_some_prompts_asks_these_in_their_order(pack: Pack) -> None:
+    whole = make_plan(find_eval("regression"), pack, Choice(concepts=("animal",)))
+    concept = pack.concept("animal")
+    sentences = sentences_of(whole, concept)
+    wanted = [p.prompt_id for p in (*clean_prompts(whole, sentences), *injected_prompts(whole, concept, sentences))][1::3]
+    part = replace(whole, only=frozenset(wanted))
+    asked = [p.prompt_id for p in (*clean_prompts(part, sentences), *injected_prompts(part, concept, sentences))]
+    assert asked == wanted
+    assert count_prompts(part) == len(wanted)

@@ -1,8 +1,12 @@
-"""Summaries and manifests written by hand, so that what a report must say of them is known without the code under test."""
+"""Summaries and manifests written by hand, so that what a report must say of them is known without the code under test; and a
+reader of pages that knows nothing of how they were made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -33,7 +37,24 @@ def _cell(concept: str, arm: str, *, off_type: bool = False, n_failed: int = 0) 
 def _contrast(concept: str, metric: str, place: int) -> dict[str, Any]:
     value = estimated(0.1 + 0.2 * place, 0.25)
     names = {"concept": concept, "arm": "related", "control": "matched", "metric": metric}
-    return {**names, **value, "p": 0.01, "p_holm": 0.03, "verdict": None, "mde": None}
+    corrected = {"p": 0.01, "p_by": 0.04, "p_holm": 0.03, "p_permutation": 0.008}
+    spread = {"se": 0.12, "df": 7, "mde": 0.36, "n_sentences": 12, "n_injections": 8}
+    judged = {"margin": 0.1, "within_margin": False, "verdict": "transfers", "verdict_reason": None}
+    return {**names, **value, **corrected, **spread, **judged}
+
+
+def _check(check: str, arm: str, value: float) -> dict[str, Any]:
+    counted = {"p": 0.001, "share": 0.75, "n_found": 3, "n_concepts": 4}
+    return {"check": check, "arm": arm, "control": "matched", "status": "passed", **estimated(value), **counted}
+
+
+def _prediction() -> dict[str, Any]:
+    """Of a pack that predicts nothing."""
+    ends = [f"{name}_ci_{end}" for name in ("partial", "slope", "partial_slope") for end in ("low", "high")]
+    names = ("spearman", "ci_low", "ci_high", "p", "partial", "partial_p", "slope", "slope_p", "partial_slope", "intercept")
+    unknown: dict[str, Any] = dict.fromkeys((*names, "partial_slope_p", *ends))
+    named = {"metric": "delta_log_odds", "arms": [], "covariates": ["length", "frequency", "overlap"]}
+    return {**named, "n": 0, **unknown, "reason": "fewer than 5 points", "calibration": [], "within": {}, "pairs": None}
 
 
 @pytest.fixture
@@ -56,13 +77,19 @@ def make_summary() -> Builder:
             "primary": {"arm": "related", "control": "matched", "metric": metric},
             "cells": [_cell(name, arm) for name in places for arm in ("self", "related", "matched")],
             "contrasts": contrasts,
-            "prediction": {
-                "n": 0,
-                "spearman": None,
-                "ci_low": None,
-                "ci_high": None,
-                "p": None,
-                "reason": "fewer than 5 points",
+            "prediction": _prediction(),
+            "verdict": {
+                "verdict": "transfers",
+                "reason": None,
+                "withheld": None,
+                "sentence": "transfers: words near the concept move the next word towards it",
+                "alpha": 0.05,
+                "power": 0.8,
+                "margin": 0.1,
+                "mde": 0.36,
+                "n_targets": 1,
+                "target_is_source": False,
+                "calibration": [_check("detected", "self", 0.9), _check("silent", "shuffled", 0.01)],
             },
             "cost": {"input_tokens": 12_345, "output_tokens": 300, "usd": 0.25},
             "timing": {"asked_s": 9.5, "total_s": 12.0, "prompts_per_s": 31.6},
@@ -114,3 +141,101 @@ def make_manifest() -> Builder:
         } | replaced
 
     return make
+
+
+VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
+SHAPES = {"line", "rect", "circle", "path", "polygon", "polyline"}
+"""Elements of SVG, which may close themselves."""
+
+LOADING = {"script", "link", "img", "iframe", "object", "embed", "base", "form", "image", "use", "a", "audio", "video"}
+UNSEEN = set("\u202e\u200b\x1b")
+
+
+@dataclass
+class Node:
+    tag: str
+    attrs: dict[str, str] = field(default_factory=dict)
+    children: list[Node | str] = field(default_factory=list)
+
+    def walk(self) -> Iterator[Node]:
+        yield self
+        for child in self.children:
+            if isinstance(child, Node):
+                yield from child.walk()
+
+    def find(self, tag: str, **attrs: str) -> list[Node]:
+        wanted = {name.rstrip("_").replace("_", "-"): value for name, value in attrs.items()}
+        return [n for n in self.walk() if n.tag == tag and all(n.attrs.get(k) == v for k, v in wanted.items())]
+
+    def section(self, title: str) -> Node:
+        (found,) = [n for n in self.find("section") if [h.text for h in n.find("h2")] == [title]]
+        return found
+
+    @property
+    def text(self) -> str:
+        parts = (child if isinstance(child, str) else child.text for child in self.children)
+        return re.sub(r"\s+", " ", "".join(parts))
+
+
+class Tree(HTMLParser):
+    """Builds nodes and insists that every element is closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Node("root")
+        self._open = [self.root]
+        self.feed(page)
+        self.close()
+        assert self._open == [self.root], [node.tag for node in self._open]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute of {tag} stands twice"
+        node = Node(tag, {name: value or "" for name, value in attrs})
+        self._open[-1].children.append(node)
+        if tag not in VOID:
+            self._open.append(node)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in SHAPES, f"<{tag}/> is no element without content in HTML"
+        self._open[-1].children.append(Node(tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open[-1].tag == tag, f"</{tag}> closes <{self._open[-1].tag}>"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self._open[-1].children.append(data)
+
+
+@pytest.fixture(scope="session")
+def read_page() -> Callable[[str], Node]:
+    """Reads a page, and insists that it is well formed, loads nothing, runs nothing and shows nothing unseen."""
+
+    def read(text: str) -> Node:
+        page = Tree(text).root
+        assert not {node.tag for node in page.walk()} & LOADING
+        for node in page.walk():
+            assert not [name for name in node.attrs if name in ("src", "href", "srcset", "xlink:href") or name.startswith("on")]
+            assert "url(" not in node.attrs.get("style", "")
+        style = "".join(str(child) for node in page.find("style") for child in node.children)
+        assert "url(" not in style
+        assert "@import" not in style
+        policy = page.find("meta", http_equiv="Content-Security-Policy")[0].attrs["content"]
+        assert "default-src 'none'" in policy
+        assert "script" not in policy
+        ids = [node.attrs["id"] for node in page.walk() if "id" in node.attrs]
+        assert len(set(ids)) == len(ids)
+        assert {name for node in page.walk() for name in node.attrs.get("aria-labelledby", "").split()} <= set(ids)
+        assert not UNSEEN & set(text)
+        assert "None" not in page.text
+        assert "nan" not in page.text.lower().split()
+        assert len(page.find("h1")) == 1
+        return page
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    """Text that would be markup, a template, an order to the terminal, or unseen."""
+    return "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}\u202e\u200b\x1b[31m\n"

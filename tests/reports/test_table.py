@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from harness.reports.table import print_summary
-from harness.reports.wording import mode_line, reading
+from harness.reports.wording import calibration_lines, mode_line, sight_line
 
 Builder = Callable[..., dict[str, Any]]
 
@@ -38,7 +38,7 @@ def test_every_row_stands_whole_on_a_line_of_its_own(make_summary: Builder, widt
     assert all(len(line) <= width for line in lines(text))
     assert "…" not in text
     assert row(text, "self") == ["96", "41.2 [38.0, 44.4]", "63.6 [58.6, 68.6]", "+0.44 [0.37, 0.51]"]
-    assert " ".join(row(text, "animal")) == "+0.10 [-0.15, 0.35] 0.030"
+    assert " ".join(row(text, "animal")) == "+0.10 [-0.15, 0.35] 0.040 transfers"
     for concept in ("color", "location", "all concepts"):
         assert any(line.startswith(concept) for line in lines(text))
 
@@ -61,7 +61,10 @@ def test_the_widest_numbers_are_never_cut(make_summary: Builder, width: int) -> 
 def test_the_answer_comes_last(make_summary: Builder) -> None:
     summary = make_summary()
     text = " ".join(printed(summary, claims="nothing about interference").split())
-    assert text.endswith("the pack claims nothing about interference " + reading(summary))
+    assert text.endswith(
+        "the pack claims nothing about interference "
+        + " ".join([*calibration_lines(summary), sight_line(summary) or "", summary["verdict"]["sentence"]])
+    )
 
 
 def test_without_claims_nothing_is_said_of_them(make_summary: Builder) -> None:
@@ -101,12 +104,14 @@ def test_missing_numbers_are_named_with_their_reason(make_summary: Builder) -> N
         "reason": "no trials",
         "p": None,
         "p_holm": None,
+        "p_by": None,
+        "verdict": "undetermined",
     }
     for entry in summary["contrasts"]:
         if entry["concept"] in ("color", "location"):
             entry.update(nothing)
     text = printed(summary)
-    assert row(text, "color") == ["n/a", "n/a"]
+    assert row(text, "color") == ["n/a", "n/a", "undetermined"]
     assert "n/a for color, location: no trials" in lines(text)
 
 
@@ -141,4 +146,5 @@ def test_a_lone_concept_is_shown_with_its_own_intervals(make_summary: Builder) -
 @pytest.mark.parametrize("width", [80, 100])
 def test_an_empty_run_prints_its_answer(make_summary: Builder, width: int) -> None:
     summary = make_summary() | {"cells": [], "contrasts": [], "primary": None}
-    assert lines(printed(summary, width=width)) == [mode_line(summary), reading(summary)]
+    summary["verdict"] |= {"calibration": [], "mde": None, "margin": None, "sentence": "undetermined: no primary contrast"}
+    assert lines(printed(summary, width=width)) == [mode_line(summary), "undetermined: no primary contrast"]

@@ -7,79 +7,65 @@ from typing import Any
 
 import pytest
 
+from harness.evals.measures import number
 from harness.reports import wording
-from harness.reports.wording import number, p_value, reading, share, visible
+from harness.reports.wording import p_value, share, visible
 
 Builder = Callable[..., dict[str, Any]]
 
 
-def says(value: float | None, low: float | None, high: float | None, reason: str | None = None) -> dict[str, Any]:
-    return {"estimate": value, "estimate_low": value, "estimate_high": value, "ci_low": low, "ci_high": high, "reason": reason}
+def test_a_check_is_told_with_what_it_wants_and_what_it_found(make_summary: Builder) -> None:
+    summary = make_summary()
+    detected, silent = summary["verdict"]["calibration"]
+    silent |= {"status": "failed"}
+    assert wording.calibration_lines(summary) == [
+        "check, what must be found: self - matched: passed: +0.90 nat [0.80, 1.00], found in 3 of 4 concepts",
+        "check, what must not be found: shuffled - matched: failed: +0.01 nat [-0.09, 0.11], found in 3 of 4 concepts "
+        "(5.0% by chance)",
+    ]
+    detected |= {"arm": None, "status": "not possible", "reason": "no such arms"}
+    silent |= {"status": "not possible", "reason": "no trials"}
+    assert wording.calibration_lines(summary) == [
+        "check, what must be found: not possible: no such arms",
+        "check, what must not be found: shuffled - matched: not possible: no trials",
+    ]
 
 
-@pytest.mark.parametrize(
-    ("overall", "expected"),
-    [
-        (says(0.314, 0.121, 0.503), "log-odds +0.31 nat [0.12, 0.50] over 3 concepts: the interval excludes zero"),
-        (
-            says(-0.314, -0.5, -0.121),
-            "log-odds -0.31 nat [-0.50, -0.12] over 3 concepts: the interval excludes zero, from below",
-        ),
-        (
-            says(0.1, -0.05, 0.25),
-            "log-odds +0.10 nat [-0.05, 0.25] over 3 concepts: the interval includes zero: "
-            "no shift told apart from the control",
-        ),
-        (
-            says(0.1, 0.0, 0.2),
-            "log-odds +0.10 nat [0.00, 0.20] over 3 concepts: the interval includes zero: no shift told apart from the control",
-        ),
-        (says(0.2, 0.0012, 0.4), "log-odds +0.20 nat [0.001, 0.40] over 3 concepts: the interval excludes zero"),
-        (says(None, None, None, "no trials"), "undetermined over 3 concepts: no trials"),
-        (says(0.2, None, None, "no variation"), "log-odds +0.20 nat over 3 concepts: undetermined: no variation"),
-    ],
-)
-def test_the_reading_says_what_the_interval_says(make_summary: Builder, overall: dict[str, Any], expected: str) -> None:
-    assert reading(make_summary(overall)) == f"related - matched: {expected}"
+def test_what_the_run_could_have_seen_stands_beside_what_would_matter(make_summary: Builder) -> None:
+    summary = make_summary()
+    line = "this run could have seen 0.36 nat with 80% power; 0.10 would matter"
+    assert wording.sight_line(summary) == line
+    summary["verdict"]["n_targets"] = 3
+    assert wording.sight_line(summary) == f"{line}; p is corrected for 3 targets"
+    summary["verdict"]["mde"] = None
+    assert wording.sight_line(summary) is None
 
 
-def test_a_shift_that_lists_leave_undecided_is_told_with_its_bounds(make_summary: Builder) -> None:
-    summary = make_summary(says(0.3, 0.1, 0.5) | {"estimate_low": 0.22, "estimate_high": 0.38})
-    assert reading(summary) == (
-        "related - matched: log-odds +0.30 nat [0.10, 0.50] over 3 concepts "
-        "(the listed tokens leave it between +0.22 and +0.38): the interval excludes zero"
+def test_a_target_that_the_pack_was_made_from_is_told(make_summary: Builder) -> None:
+    summary = make_summary()
+    assert wording.source_line(summary) is None
+    summary["verdict"]["target_is_source"] = True
+    assert wording.source_line(summary) == ("scripted is a source of the pack: what holds on it holds where it was looked for")
+
+
+def test_a_verdict_that_was_withheld_is_told_as_such(make_summary: Builder) -> None:
+    summary = make_summary()
+    row = wording.primary_rows(summary)[0]
+    assert wording.verdict_word(row, summary) == "transfers"
+    summary["verdict"]["withheld"] = "transfers"
+    assert wording.verdict_word(row, summary) == "withheld"
+    assert wording.verdict_word(row | {"estimate": None, "verdict": "undetermined"}, summary) == "undetermined"
+
+
+def test_predictions_are_told_over_all_arms_and_within_one(make_summary: Builder) -> None:
+    summary = make_summary()
+    assert wording.prediction_line(summary) is None
+    within = summary["prediction"] | {"spearman": 0.43, "p": 0.002, "partial": 0.41, "partial_p": 0.0005}
+    summary["prediction"] |= {"spearman": 0.66, "p": 0.0005, "within": {"high": within}}
+    assert wording.prediction_line(summary) == (
+        "predictions of the sources against what was seen, rank correlation: over all arms +0.66, p <0.001; "
+        "within high +0.43, beyond concept, length, frequency and form +0.41, p <0.001"
     )
-
-
-def test_success_shares_are_read_in_points(make_summary: Builder) -> None:
-    summary = make_summary(says(0.0118, 0.0004, 0.0235), metric="count_success")
-    assert reading(summary) == (
-        "related - matched: count success +1.2 points [0.04, 2.4] over 3 concepts: the interval excludes zero"
-    )
-
-
-def test_concepts_without_an_estimate_are_counted_apart(make_summary: Builder) -> None:
-    summary = make_summary(says(0.3, 0.1, 0.5))
-    for row in summary["contrasts"]:
-        if row["concept"] == "color":
-            row.update(says(None, None, None, "no trials"))
-    assert "over 2 of 3 concepts" in reading(summary)
-
-
-def test_a_lone_concept_speaks_for_itself_with_its_own_interval(make_summary: Builder) -> None:
-    summary = make_summary(says(0.35, None, None, "fewer than 2 concepts"), concepts=("color",))
-    assert reading(summary) == (
-        "related - matched: log-odds +0.10 nat [-0.15, 0.35] on color alone: the interval includes zero: "
-        "no shift told apart from the control"
-    )
-
-
-def test_a_run_without_a_primary_contrast_says_so(make_summary: Builder) -> None:
-    assert reading(make_summary() | {"primary": None}).startswith("no primary contrast")
-
-
-def test_a_run_without_trials_is_undetermined(make_summary: Builder) -> None:
-    assert reading(make_summary() | {"cells": [], "contrasts": []}) == "related - matched: undetermined: no trials"
 
 
 @pytest.mark.parametrize(

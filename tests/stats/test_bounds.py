@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -42,6 +43,16 @@ def mass_by_programme(p: Floats, top: Ints, members: Ints, sign: int) -> float:
     cost = np.zeros(len(p))
     cost[members] = sign
     found = linprog(cost, A_eq=np.ones((1, len(p))), b_eq=[1.0], bounds=variable_bounds(p, top))
+    return float(sign * found.fun)
+
+
+def shift_by_programme(clean: tuple[Floats, Ints], injected: tuple[Floats, Ints], members: Ints, sign: int) -> float:
+    """The least (sign 1) or largest (sign -1) mass of `members` in the injected less that in the clean distribution."""
+    n = len(clean[0])
+    cost = np.zeros(2 * n)
+    cost[members], cost[n + members] = -sign, sign
+    sums = np.kron(np.eye(2), np.ones(n))
+    found = linprog(cost, A_eq=sums, b_eq=[1.0, 1.0], bounds=variable_bounds(*clean) + variable_bounds(*injected))
     return float(sign * found.fun)
 
 
@@ -143,6 +154,24 @@ def test_the_upper_end_is_reached_by_tails_on_different_tokens() -> None:
     assert low[0] == pytest.approx(1 - 0.2 - 0.3 - 0.2 - 0.0)
 
 
+def test_the_upper_end_is_reached_by_a_pair_of_distributions_that_the_lists_allow() -> None:
+    """Both rests go to tokens that neither list has, no token in common, none above the smallest listed one."""
+    rng = np.random.default_rng(9)
+    p, q = softmaxes(rng, 40, 30)
+    len_p, len_q = rng.integers(1, 9, 40), rng.integers(1, 9, 40)
+    _, high = tv_bounds(*lists(p, len_p), *lists(q, len_q))
+    for row in range(40):
+        sides = np.zeros((2, 30 + 2 * 400))
+        for side, (probs, n_listed) in enumerate(((p[row], len_p[row]), (q[row], len_q[row]))):
+            top = np.argsort(-probs)[:n_listed]
+            sides[side, top] = probs[top]
+            rest, tau = 1 - probs[top].sum(), probs[top].min()
+            n_needed = max(math.ceil(rest / tau), 1)
+            assert n_needed <= 400
+            sides[side, 30 + 400 * side :][:n_needed] = rest / n_needed
+        assert high[row] == pytest.approx(0.5 * np.abs(sides[0] - sides[1]).sum(), abs=1e-9)
+
+
 def test_whole_vocabularies_leave_no_gap() -> None:
     rng = np.random.default_rng(5)
     p, q = softmaxes(rng, 20, 300)
@@ -206,6 +235,40 @@ def test_differences_take_the_far_ends() -> None:
     low, high = difference_bounds([0.3, 0.1], [0.5, 0.1], [0.1, 0.1], [0.2, 0.1])
     assert low.tolist() == pytest.approx([0.1, 0.0])
     assert high.tolist() == pytest.approx([0.4, 0.0])
+
+
+@pytest.mark.parametrize("scale", [np.asarray, log_odds])
+def test_shifts_lie_within_their_bounds_for_a_thousand_softmaxes(scale: Callable[[Floats], Floats]) -> None:
+    """Of a set's mass and of its log-odds, from two top-5 lists."""
+    rng = np.random.default_rng(10)
+    members = rng.random((1000, 50)) < 0.2
+    members[:, :2] = (True, False)
+    bounds, masses = [], []
+    for probs in softmaxes(rng, 1000, 50):
+        listed = probs >= -np.sort(-probs, axis=1)[:, 4:5]
+        unlisted = (members & ~listed).sum(1)
+        covered, smallest = (probs * listed).sum(1), np.where(listed, probs, 1).min(1)
+        bounds.append(mass_bounds((probs * (members & listed)).sum(1), unlisted, covered, smallest, 50, 5))
+        masses.append((probs * members).sum(1))
+    (low0, high0), (low1, high1) = ((scale(low), scale(high)) for low, high in bounds)
+    low, high = difference_bounds(low1, high1, low0, high0)
+    truth = scale(masses[1]) - scale(masses[0])
+    assert ((low <= truth + 1e-9) & (truth <= high + 1e-9)).all()
+    assert (np.isfinite(low) & np.isfinite(high) & (low < high)).sum() > 300
+
+
+def test_the_bounds_of_a_shift_are_the_ends_of_the_linear_programme() -> None:
+    rng = np.random.default_rng(11)
+    for p, q in zip(*softmaxes(rng, 30, 9), strict=True):
+        members, ends, programme = np.flatnonzero(rng.random(9) < 0.6), [], []
+        for probs in (p, q):
+            top = np.argsort(-probs)[: rng.integers(1, 6)]
+            unlisted, listed = np.setdiff1d(members, top), np.intersect1d(members, top)
+            ends += mass_bounds(probs[listed].sum(), len(unlisted), probs[top].sum(), probs[top].min(), 9, len(top))
+            programme.append((probs, top))
+        found = difference_bounds(ends[2], ends[3], ends[0], ends[1])
+        for end, sign in zip(found, (1, -1), strict=True):
+            assert end == pytest.approx(shift_by_programme(*programme, members, sign), abs=1e-8)
 
 
 def test_log_odds_of_bounds_show_what_is_not_identified() -> None:

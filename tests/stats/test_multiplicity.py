@@ -1,4 +1,4 @@
-"""Holm's correction."""
+"""Corrections for many tests: cases worked by hand, the definitions, and simulated nulls."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from harness.stats.multiplicity import holm
+from harness.stats.multiplicity import benjamini_yekutieli, holm, max_t
 
 
 def test_four_tests_worked_by_hand() -> None:
@@ -35,3 +36,50 @@ def test_what_is_rejected_is_what_stepping_down_rejects(p_values: list[float], l
             break
         rejected.add(int(place))
     assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected
+
+
+def test_benjamini_and_yekutieli_worked_by_hand() -> None:
+    # m = 4, c = 1 + 1/2 + 1/3 + 1/4 = 25/12. Sorted: .005 x 4/1, .01 x 4/2, .03 x 4/3, .04 x 4/4 = .02, .02, .04, .04, times c.
+    assert benjamini_yekutieli([0.01, 0.04, 0.03, 0.005]) == pytest.approx([p * 25 / 12 for p in (0.02, 0.04, 0.04, 0.02)])
+    # m = 3, c = 11/6: .02 x 3 x c = .11; .5 x 3/2 x c and .9 x c exceed 1.
+    assert benjamini_yekutieli([0.5, None, 0.02, 0.9]) == [1.0, None, pytest.approx(0.11), 1.0]
+    assert benjamini_yekutieli([None]) == [None]
+    assert benjamini_yekutieli([]) == []
+    assert benjamini_yekutieli([0.03]) == [0.03]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.floats(0.01, 0.2))
+def test_what_benjamini_and_yekutieli_reject_is_what_stepping_up_rejects(p_values: list[float], level: float) -> None:
+    m = len(p_values)
+    harmonic = sum(1 / i for i in range(1, m + 1))
+    passing = [i for i, p in enumerate(sorted(p_values), 1) if p <= i * level / (m * harmonic)]
+    adjusted = np.array(benjamini_yekutieli(p_values))
+    borderline = np.isclose(adjusted, level, rtol=1e-9)
+    assert (adjusted <= level)[~borderline].sum() <= max(passing, default=0) <= (adjusted <= level * (1 + 1e-9)).sum()
+
+
+def test_max_t_worked_by_hand() -> None:
+    # The rows' largest are 2, 3, 1 and 2.5: at least |-2.4| in two of four, at least .5 in all, at least 9 in none.
+    permuted = [[2.0, -1.0, 0.0], [0.0, -3.0, 1.0], [1.0, 0.0, 0.5], [-2.5, 2.0, 0.1]]
+    assert max_t([-2.4, 0.5, 9.0], permuted).tolist() == [3 / 5, 1.0, 1 / 5]
+    assert max_t([2.0, np.nan], [[2.0, np.nan]]).tolist() == [1.0, pytest.approx(np.nan, nan_ok=True)]
+
+
+def test_max_t_knows_that_copies_of_one_test_are_one_test() -> None:
+    rng = np.random.default_rng(1)
+    null = rng.normal(size=(2000, 1))
+    alone = max_t([2.2], null)
+    assert max_t([2.2] * 20, np.tile(null, 20)) == pytest.approx(np.tile(alone, 20))
+    assert max_t([2.2] * 20, rng.normal(size=(2000, 20)))[0] > 10 * alone[0]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_max_t_makes_a_false_claim_as_often_as_promised(correlation: float) -> None:
+    rng = np.random.default_rng(2)
+
+    def draw(n: int) -> NDArray[np.float64]:
+        return correlation**0.5 * rng.normal(size=(n, 1)) + (1 - correlation) ** 0.5 * rng.normal(size=(n, 8))
+
+    smallest = np.array([max_t(row, draw(199)).min() for row in draw(1000)])
+    assert 0.03 <= (smallest <= 0.05).mean() <= 0.07

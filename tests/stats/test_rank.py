@@ -26,51 +26,25 @@ def test_rho_and_p_are_those_of_scipy() -> None:
     assert found.reason is None
 
 
-def test_the_interval_is_that_of_scipys_bootstrap() -> None:
-    x, y = correlated(60, 1.0)
-    found = spearman(x, y, seed=2)
-    expected = stats.bootstrap(
-        (x, y),
-        lambda a, b: stats.spearmanr(a, b).statistic,
-        paired=True,
-        vectorized=False,
-        n_resamples=1000,
-        method="percentile",
-        rng=np.random.default_rng(3),
-    ).confidence_interval
-    assert (found.ci_low, found.ci_high) == (pytest.approx(expected.low, abs=0.04), pytest.approx(expected.high, abs=0.04))
-
-
 def test_memory_batches_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = correlated(60, 1.0)
     whole = spearman(x, y, seed=2)
     monkeypatch.setattr(rank, "_BATCH_ENTRIES", 60 * 77)
     parts = spearman(x, y, seed=2)
-    assert (parts.ci_low, parts.ci_high) == (whole.ci_low, whole.ci_high)
+    assert parts == whole
 
 
 def test_equal_seeds_give_equal_answers() -> None:
-    x, y = correlated(30, 1.0)
+    x, y = correlated(30, 4.0)
     assert spearman(x, y, seed=7) == spearman(x, y, seed=7)
     assert spearman(x, y, seed=7) != spearman(x, y, seed=8)
-
-
-def test_a_higher_confidence_is_wider() -> None:
-    x, y = correlated(30, 1.0)
-    narrow, wide = spearman(x, y, 1, confidence=0.8), spearman(x, y, 1, confidence=0.99)
-    assert wide.ci_low < narrow.ci_low < narrow.ci_high < wide.ci_high
 
 
 def test_five_points_in_perfect_order_are_not_certain() -> None:
     found = spearman([1, 2, 3, 4, 5], [10, 20, 25, 50, 100], seed=1)
     assert found.rho == pytest.approx(1.0)
     assert found.p == pytest.approx(2 / 120)  # 2 of the 5! orders are as extreme
-    assert (found.ci_low, found.ci_high, found.reason) == (None, None, rank.NO_VARIATION)
-
-
-def test_five_points_in_some_order_have_an_interval_without_undefined_resamples() -> None:
-    found = spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], seed=1)
-    assert found.ci_low < found.rho <= found.ci_high
+    assert found.reason is None
 
 
 def test_four_points_say_nothing() -> None:

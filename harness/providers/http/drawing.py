@@ -67,9 +67,13 @@ class Drawer:
         return replace(seen, latency_s=time.perf_counter() - start)
 
     async def _sampled(self, prompt: TextOrIds, readout: Readout) -> Observation:
-        """The first word of each continuation against the lexicon's words: a word of several tokens counts as a whole."""
-        question = Question(n_draws=readout.n_draws, temperature=self._temperature, max_tokens=WORD_TOKENS)
-        words = [first_word(text) for text in await self._draws(prompt, question)]
+        """The first word of each continuation against the lexicon's words: a word of several tokens counts as a whole.
+
+        Unless the readout wants single tokens: they are told as they came.
+        """
+        most = WORD_TOKENS if readout.whole_words else 1
+        draws = await self._draws(prompt, Question(n_draws=readout.n_draws, temperature=self._temperature, max_tokens=most))
+        words = [first_word(text) for text in draws] if readout.whole_words else draws
         return _counted(words, readout.lexicon, bias=0.0, mode=Mode.SAMPLED)
 
     async def _amplified(self, prompt: TextOrIds, readout: Readout) -> Observation:
