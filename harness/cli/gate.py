@@ -10,16 +10,18 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from harness.cli.console import note, print_table, progress
+from harness.cli.console import note, print_error, print_table, progress
 from harness.cli.env_file import ENV_FILE_HELP, load_env_file
 from harness.errors import UsageError
 from harness.evals.measures import number
+from harness.gate.baseline import default_path
 from harness.gate.gate import accept_run, accept_target, judge_run, run_gate
 from harness.gate.order import Order, Rule
 from harness.gate.presentable import details, interval, presentable
 from harness.gate.result import GateResult, Score
 from harness.providers.targets import Dtype, OpenOptions
 from harness.reports.reading import read_run
+from harness.reports.run import REPORT
 
 WORST = 5
 """Concepts that are shown; the report has them all."""
@@ -99,8 +101,14 @@ def gate(run: Path | None = None, /, *, options: Annotated[GateOptions, Paramete
     options.check(run)
     if options.env_file is not None:
         load_env_file(options.env_file)
-    if options.accept:
-        return _accept(run, options)
+    try:
+        return _accept(run, options) if options.accept else _judge(run, options)
+    except KeyboardInterrupt:
+        print_error("stopped", hint="the same command asks anew; with the same --out and --resume it goes on where it stopped")
+        return 3
+
+
+def _judge(run: Path | None, options: GateOptions) -> int:
     if run is not None:
         result = judge_run(run, options.baseline or _default_baseline(run), options.rule, out=options.out)
     else:
@@ -123,8 +131,6 @@ def _accept(run: Path | None, options: GateOptions) -> int:
 
 
 def _default_baseline(run: Path) -> Path:
-    from harness.gate.baseline import default_path
-
     manifest = read_run(run).manifest
     return default_path(manifest["eval"]["name"], manifest["target"])
 
@@ -158,6 +164,7 @@ def _show(result: GateResult, *, as_json: bool) -> None:
     print_table(columns, [_row("all", shown.score), *(_row(name, score) for name, score in worst)])
     for line in details(shown)[1:]:
         note(line)
+    note(f"report: {Path(shown.folder or '') / REPORT}")
 
 
 def _row(name: str, score: Score) -> tuple[str, ...]:

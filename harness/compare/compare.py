@@ -58,7 +58,7 @@ async def compare(a: Side, b: Side, settings: Settings, stage: Stage = silent) -
     answers = await _ask((a, readouts[0]), (b, readouts[1]), sentinels, settings, stage)
     sides = list(zip((a, b), answers, strict=True))
     if lost:
-        unseen.append(f"{lost} of the score's prompts: they failed")
+        unseen.append(f"{lost:.1%} of the score's prompts: they failed")
     return conclude(
         Material(
             a=_described(a),
@@ -68,16 +68,16 @@ async def compare(a: Side, b: Side, settings: Settings, stage: Stage = silent) -
             sentinels=sentinels,
             weighed=weigh(_told(a, answers[0], readouts[0]), _told(b, answers[1], readouts[1]), sentinels, settings.rule),
             n_requests=a.n_requests + b.n_requests,
-            failed_share=sum(one.n_failed for one in answers) / max(sum(one.n_asked for one in answers), 1),
+            failed_share=max(lost, *(one.n_failed / max(one.n_asked, 1) for one in answers)),
             unseen=unseen + [line for side, own in sides for line in _failures(side, own)],
         )
     )
 
 
-async def _score(a: Side, b: Side, settings: Settings, stage: Stage) -> tuple[ScoreDifference | None, int]:
-    """The difference of the scores and how many prompts failed; None where no score is wanted."""
+async def _score(a: Side, b: Side, settings: Settings, stage: Stage) -> tuple[ScoreDifference | None, float]:
+    """The difference of the scores and the share of prompts that failed; None where no score is wanted."""
     if settings.eval_name is None:
-        return None, 0
+        return None, 0.0
     plan = small_plan(settings.eval_name, concepts=settings.concepts, limit=settings.limit, seed=settings.rule.seed)
     return await scores(a, b, plan, settings.rule.alpha, stage)
 

@@ -90,7 +90,22 @@ def by_lists(a: Repeats, b: Repeats, sentinels: Sequence[Sentinel], naming: Nami
         flip_share=_mean(found.flips),
         near_tie_flip_share=_mean(found.flips[ties]),
     )
-    return Compared(identity=identity, prompts=_farthest_first(prompts), distances=found)
+    long = np.array([one.kind == "long" for one in sentinels], np.bool_)
+    return Compared(
+        identity=_by_long_prompts(identity, found.excess[long], rule), prompts=_farthest_first(prompts), distances=found
+    )
+
+
+def _by_long_prompts(identity: Identity, values: Floats, rule: Rule) -> Identity:
+    """`identity`, different too where its long prompts by themselves are, however near the many short ones lie.
+
+    A context that is cut shows there alone. A second look may err as well, so it is taken at half of `alpha`.
+    """
+    interval = bootstrap_mean(values, confidence=1 - rule.alpha, seed=rule.seed)
+    if identity.decision == "different" or interval is None or decide(*interval, identity.margin) != "different":
+        return identity
+    text = f"long prompts by themselves lie {interval[0]:.3g} to {interval[1]:.3g} {identity.unit} apart"
+    return replace(identity, decision="different", reason=text)
 
 
 def by_draws_and_lists(

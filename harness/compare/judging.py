@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.compare.diagnosis import Evidence, diagnose
-from harness.compare.margin import rungs_of
+from harness.compare.ladder import load_ladder
 from harness.compare.result import Check, CompareResult, Decision, Diagnosis, Identity, ScoreDifference
 from harness.compare.sentinels import Sentinel
 from harness.compare.weighing import Weighed
@@ -19,7 +19,7 @@ MAX_FAILED = 0.05
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Material:
     """All that was found. `a`, `b`: who they are, as `CompareResult` tells it; `score` None where none was wanted;
-    `failed_share`: of the answers to the sentinels."""
+    `failed_share`: of what was asked, on the side and in the part where it is largest."""
 
     a: dict[str, Any]
     b: dict[str, Any]
@@ -36,7 +36,7 @@ def conclude(found: Material) -> CompareResult:
     """The verdict, its sentence, and the causes that fit."""
     identity, score = found.weighed.compared.identity, found.score
     checks = [*found.checks, *found.weighed.checks]
-    rungs = rungs_of(identity.statistic)
+    rungs = load_ladder().rungs(identity.statistic)
     decision = overall(identity, score, checks, failed_share=found.failed_share)
     diagnoses = diagnose(Evidence(checks=checks, sentinels=found.sentinels, weighed=found.weighed, rungs=rungs))
     unseen = list(found.unseen)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from harness.compare.ladder import FILE, load_ladder
-from harness.compare.result import Decision, Rung
+from harness.compare.ladder import load_ladder
+from harness.compare.result import Decision
+from harness.errors import UsageError
 
 LISTS, ONE_SIDED, DRAWS = "centred log-probabilities", "share against probability", "first tokens"
 
 UNITS = {LISTS: "nat", ONE_SIDED: "squared difference of probabilities", DRAWS: "squared difference of probabilities"}
 
-_PROVISIONAL = {LISTS: 0.05, ONE_SIDED: 0.02, DRAWS: 0.02}
-"""Where no ladder measured the statistic: what other arithmetic does to a list is below 0.05 nat, what four bits do above."""
-
 
 def margin_of(statistic: str, chosen: float | None) -> tuple[float, str]:
-    """The margin and where it comes from: the user's, else the ladder's, else a provisional one."""
+    """The margin and where it comes from: the user's, else what benign variants on the ladder reach."""
     if chosen is not None:
         return chosen, "--margin"
-    measured = load_ladder().margin(statistic) if FILE.is_file() else None
-    return (_PROVISIONAL[statistic], "provisional") if measured is None else (measured, "the ladder of known variants")
-
-
-def rungs_of(statistic: str) -> list[Rung]:
-    """The known variants that were measured by this statistic."""
-    return load_ladder().rungs(statistic) if FILE.is_file() else []
+    measured = load_ladder().margin(statistic)
+    if measured is None:
+        raise UsageError(f"the ladder of known variants has no margin for {statistic}", hint="name one with --margin")
+    return measured, "the ladder of known variants"
 
 
 def decide(low: float, high: float, margin: float) -> Decision:

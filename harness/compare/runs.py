@@ -35,7 +35,6 @@ def compare_runs(a: FinishedRun, b: FinishedRun, rule: Rule) -> CompareResult:
         raise UsageError(f"{a.folder} and {b.folder} have no clean prompt in common", hint="compare runs of one eval and pack")
     sentinels = [Sentinel(prompt_id=text, text=text, kind="plain") for text in texts]
     told = [_told(run, [own[text][0] for text in texts]) for run, own in zip((a, b), seen, strict=True)]
-    failed = sum(one.error is not None for side in told for one in side.rounds[0])
     counts = [_token_count([own[text][1] for text in texts]) for own in seen]
     return conclude(
         Material(
@@ -46,7 +45,7 @@ def compare_runs(a: FinishedRun, b: FinishedRun, rule: Rule) -> CompareResult:
             sentinels=sentinels,
             weighed=weigh(told[0], told[1], sentinels, rule),
             n_requests=0,
-            failed_share=failed / (2 * len(texts)),
+            failed_share=max(_failed_share(run) for run in (a, b)),
             unseen=[_ONCE],
         )
     )
@@ -84,6 +83,11 @@ def _told(run: FinishedRun, seen: Sequence[Observation]) -> Told:
         tokenizer=run.manifest.get("tokenizer_digest"),
         spell=lambda number: spelled.get(number, f"#{number}"),
     )
+
+
+def _failed_share(run: FinishedRun) -> float:
+    counts = run.manifest["counts"]
+    return float(counts["failed"] / max(counts["planned"], 1))
 
 
 def _token_count(sent: Sequence[Sequence[int] | None]) -> str:
@@ -135,7 +139,7 @@ def _scored(run: FinishedRun, primary: Primary) -> Scored:
         values={metric: dict(zip(keys, columns[metric], strict=True)) for metric in UNITS},
         comparable=(run.manifest["eval"]["mode"], run.manifest["eval"]["logprobs"]),
         primary=primary,
-        n_failed=run.manifest["counts"]["failed"],
+        failed_share=_failed_share(run),
     )
 
 

@@ -56,7 +56,7 @@ class Scored:
     values: dict[str, dict[Key, float]]
     comparable: tuple[str, int]
     primary: Primary | None
-    n_failed: int
+    failed_share: float
 
 
 def small_plan(eval_name: str, *, concepts: tuple[str, ...], limit: int, seed: int) -> Plan:
@@ -116,7 +116,7 @@ def _read(job: Job, tally: Tally) -> Scored:
         values=values,
         comparable=(job.plan.mode, job.n_logprobs),
         primary=job.plan.primary,
-        n_failed=tally.failed,
+        failed_share=tally.failed / max(tally.planned, 1),
     )
 
 
@@ -173,24 +173,24 @@ def refused(primary: Primary, reason: str) -> ScoreDifference:
     )
 
 
-async def scores(a: Side, b: Side, plan: Plan, alpha: float, stage: Stage) -> tuple[ScoreDifference, int]:
-    """Both sides' scores compared, and how many prompts failed; `stage` shows how far each is."""
+async def scores(a: Side, b: Side, plan: Plan, alpha: float, stage: Stage) -> tuple[ScoreDifference, float]:
+    """Both sides' scores compared, and the share of prompts that failed on the worse side; `stage` shows how far each is."""
     declared = plan.primary or plan.eval.spec.primary[0]
     modes = common_mode(a, b)
     if isinstance(modes, str):
-        return refused(declared, modes), 0
+        return refused(declared, modes), 0.0
     scored = []
     for side in (a, b):
         try:
             with stage(f"score of {side.name}, {side.spec.name}") as show:
                 scored.append(await score(side, plan, modes[side.name], show))
         except CapabilityError as exc:
-            return refused(declared, f"{side.name}: {exc.message}"), 0
+            return refused(declared, f"{side.name}: {exc.message}"), 0.0
     primary = scored[0].primary
     if primary is None:
-        return refused(declared, f"eval {plan.eval.name!r} has no primary contrast for this pack and mode"), 0
+        return refused(declared, f"eval {plan.eval.name!r} has no primary contrast for this pack and mode"), 0.0
     found = difference(scored[0], scored[1], primary, alpha=alpha, mass_margin=_mass_margin(plan, primary))
-    return found, sum(one.n_failed for one in scored)
+    return found, max(one.failed_share for one in scored)
 
 
 def _trials(a: Scored, b: Scored, metric: str, arm: str) -> Trials:

@@ -1,6 +1,6 @@
 """What a run's contrasts come to: a verdict for each, whether the run can be believed, and the answer in one sentence.
 
-Owns the rules alone. All functions are pure and read the summary's own rows, so that a verdict can be given anew where a
+Owns the rules alone. They read and fill in the summary's own rows and nothing else, so that a verdict can be given anew where a
 p-value is corrected later (`across_targets`); words stand in `telling`.
 """
 

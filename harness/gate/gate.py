@@ -71,7 +71,7 @@ def judge_run(run: Path, baseline: Path, rule: Rule = DEFAULTS, *, out: Path | N
     pairs = pair(clusters, answers, gate)
     n = len(clusters)
     evidence = Evidence(method="two-way", n_cap=n, n_heard=n, pairs=pairs, score=fixed_score(pairs, gate))
-    result = outcome(evidence, counts, gate, baseline=accepted, run=source)
+    result = outcome(evidence, counts, gate, baseline=accepted, run=source, folder=to)
     with locked(to), replacing(to) as folder:
         write_result(result, folder)
     return result
@@ -113,19 +113,24 @@ async def ask_gate(order: Order, provider: Provider, on_progress: Progress = qui
     with session(order, plan_like(order, accepted), provider, gate=True) as asking:
         require_comparable(accepted, asking.source.model_dump())
         tally = Tally(planned=len(prompts_of(clusters)))
+        before = _requests(provider)
         evidence = await ask_until_clear(asking.job, clusters, gate, tally, on_progress)
         counts = Counts(
             planned=tally.planned,
             failed=tally.failed,
-            requests=provider.usage.requests if provider.usage else tally.planned - tally.from_cache,
+            requests=_requests(provider) - before if provider.usage else tally.planned - tally.from_cache,
             reasons=tally.reasons,
         )
-        result = outcome(evidence, counts, gate, baseline=accepted, run=asking.source)
+        result = outcome(evidence, counts, gate, baseline=accepted, run=asking.source, folder=asking.out)
         with replacing(asking.out) as folder:
             page = asking.write(tally, prompts_of(clusters[: evidence.n_heard]), folder)
             (folder / RUN_REPORT).write_text(page, encoding="utf-8")
             write_result(result, folder)
     return result
+
+
+def _requests(provider: Provider) -> int:
+    return provider.usage.requests if provider.usage else 0
 
 
 async def accept(order: Order, provider: Provider, on_progress: Progress = quiet) -> Path:

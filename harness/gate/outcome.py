@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness.evals.measures import number
@@ -26,7 +27,7 @@ class Counts:
     journalled: int = 0
 
 
-def outcome(evidence: Evidence, counts: Counts, gate: GateSpec, *, baseline: Baseline, run: Source) -> GateResult:
+def outcome(evidence: Evidence, counts: Counts, gate: GateSpec, *, baseline: Baseline, run: Source, folder: Path) -> GateResult:
     """The answer. Where more than the declared share of prompts failed, it is incomplete, whatever the rest says."""
     decision = decide(evidence.score, gate.margin)
     if counts.failed > gate.max_failed_share * counts.planned:
@@ -55,6 +56,7 @@ def outcome(evidence: Evidence, counts: Counts, gate: GateSpec, *, baseline: Bas
         differences=differences(baseline.source, run),
         baseline=_told(baseline.source),
         run=_told(run),
+        folder=str(folder),
     )
 
 

@@ -59,7 +59,8 @@ class GateResult:
     """The whole answer. `reason`: one sentence for a reader who has not read the paper.
 
     `margin`: the largest loss that passes, in the metric's unit; `alpha`: how often an unchanged target may fail. `n_cap`: the
-    clusters there are at most. `baseline`, `run`: name, target, model, revision, run id, harness version, created.
+    clusters there are at most. `baseline`, `run`: name, target, model, revision, run id, harness version, created. `folder`:
+    where the answer is written.
     """
 
     decision: Decision
@@ -85,3 +86,4 @@ class GateResult:
     differences: list[Difference] = field(default_factory=list)
     baseline: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    folder: str | None = None

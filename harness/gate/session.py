@@ -67,15 +67,26 @@ def session(order: Order, plan: Plan, provider: Provider, *, gate: bool) -> Iter
     out = order.out.absolute() if order.out else make_dir(reports_dir()) / name
     (check_gate_folder if gate else check_out)(out)
     journal_path = out.with_name(f".{out.name}.journal.sqlite")
-    with locked(out):
-        if not order.resume:
-            _remove(journal_path)
-        with Journal(journal_path) as journal:
-            job = make_job(plan, provider, journal)
-            manifest = make_manifest(job, Tally(planned=0), run_id=out.name, started=started, finished=started, command="")
-            source = Source.of(manifest)
-            yield Session(job=job, spec=find_target(order.target), out=out, source=source, started=started, clock=clock)
-        _remove(journal_path)
+    with locked(out), _journal(journal_path, resume=order.resume, keep=order.out is not None) as journal:
+        job = make_job(plan, provider, journal)
+        manifest = make_manifest(job, Tally(planned=0), run_id=out.name, started=started, finished=started, command="")
+        source = Source.of(manifest)
+        yield Session(job=job, spec=find_target(order.target), out=out, source=source, started=started, clock=clock)
+
+
+@contextmanager
+def _journal(path: Path, *, resume: bool, keep: bool) -> Iterator[Journal]:
+    """A journal that is gone once the block ends well, and unless `keep`, when it ends otherwise."""
+    if not resume:
+        _remove(path)
+    try:
+        with Journal(path) as journal:
+            yield journal
+    except BaseException:
+        if not keep:
+            _remove(path)
+        raise
+    _remove(path)
 
 
 def _remove(journal: Path) -> None:

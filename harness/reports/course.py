@@ -16,12 +16,14 @@ PLOT_LEFT, PLOT_RIGHT = 9.0, 98.0
 TOP, HEIGHT, AXIS_HEIGHT = 8, 220, 46
 MOST_POINTS = 400
 """Looks that are drawn: more than a figure has pixels for would only make the page heavy."""
+MOST_DOTS = 20
+"""Looks that are marked one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
     """`band`, `curve`: points of the interval's outline and of the estimates. `across`: clusters; `levels`: (y, label) of the
-    scale; `zero`, `margin`: their y. `end`: (x, y) of the last look."""
+    scale; `zero`, `margin`: their y. `dots`: (x, y) of each look, or of the last one where there are many."""
 
     band: str
     curve: str
@@ -29,7 +31,7 @@ class Course:
     levels: tuple[tuple[float, str], ...]
     zero: float
     margin: float
-    end: tuple[float, float]
+    dots: tuple[tuple[float, float], ...]
     left: float = PLOT_LEFT
     width: float = PLOT_RIGHT - PLOT_LEFT
     top: float = TOP
@@ -43,6 +45,7 @@ def course(looks: Sequence[Mapping[str, Any]], *, margin: float) -> Course | Non
         return None
     shown = [looks[round(i * (len(looks) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
     shown = list(looks) if len(looks) <= MOST_POINTS else shown
+    marked = shown if len(shown) <= MOST_DOTS else shown[-1:]
     across = linear([(None, float(look["n_clusters"]), None) for look in shown], held=[0.0], start=PLOT_LEFT, end=PLOT_RIGHT)
     spans = [(look["ci_low"], look["estimate"], look["ci_high"]) for look in shown]
     down = linear(spans, held=[0.0, -2 * margin, margin], start=100.0, end=0.0)
@@ -58,7 +61,7 @@ def course(looks: Sequence[Mapping[str, Any]], *, margin: float) -> Course | Non
         levels=tuple((_pixel(place), label) for place, label in down.ticks),
         zero=_pixel(down.place(0.0)),
         margin=_pixel(down.place(-margin)),
-        end=(across.place(shown[-1]["n_clusters"]), _pixel(down.place(shown[-1]["estimate"]))),
+        dots=tuple((across.place(look["n_clusters"]), _pixel(down.place(look["estimate"]))) for look in marked),
     )
 
 

@@ -117,7 +117,7 @@ def _calibration_meaning(checks: Sequence[Row]) -> str:
         return "The run finds a shift that is known to be there; whether it stays silent where there is none was not checked."
     if passed == {"silent"}:
         return "The run stays silent where no shift should be; whether it finds one that is known to be there was not checked."
-    return "The pack has no arms to check this run with, so the verdict stands on the primary contrast alone."
+    return "This run has no arms to check it with, so the verdict stands on the primary contrast alone."
 
 
 def _predictions(prediction: Row) -> list[tuple[str, Row]]:

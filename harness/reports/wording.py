@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from harness.evals import verdicts
 from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE, Measure, number
 
 Row = Mapping[str, Any]
@@ -62,11 +63,7 @@ def scope(summary: Row) -> str:
 
 def primary_rows(summary: Row) -> list[Row]:
     """The primary contrast's row of each concept, then the one over all if there are several; none without a primary."""
-    primary = summary["primary"]
-    if primary is None:
-        return []
-    rows = [row for row in summary["contrasts"] if all(row[key] == primary[key] for key in ("arm", "control", "metric"))]
-    return [row for row in rows if scope(summary) in (ALL, row["concept"])]
+    return [row for row in verdicts.primary_rows(summary) if scope(summary) in (ALL, row["concept"])]
 
 
 def headline(summary: Row) -> Row | None:

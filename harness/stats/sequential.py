@@ -1,8 +1,8 @@
 """Means of bounded values that may be looked at after every one of them: the chance of ever being wrong stays below alpha.
 
 A bettor starts with capital 1 and, before each value, stakes a part of it that the mean is above m. If the mean is m or less,
-then by Ville's inequality the capital ever reaches 1 / alpha with a chance of at most alpha, whenever one stops and whatever the
-values' distribution is (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"). What is
+then by Ville's inequality the capital ever reaches 1 / alpha with a chance of at most alpha, whenever one stops and whatever
+distribution the values have (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"). What is
 needed: each value, given those before it, has the mean that is asked about. Values of clusters in a random order have it.
 
 The limit of what any such method can do: values in [0, 1] that are all 1 show a mean above m only once m^n <= alpha, since with
@@ -77,5 +77,6 @@ def _lower(values: Floats, guess: float, candidates: Floats, span: tuple[float, 
     """(T,): the place of the largest candidate refuted together with all smaller ones; 0, the end of the span, before any."""
     means = (candidates - span[0]) / (span[1] - span[0])
     best = np.maximum.accumulate(log_capital(values, means[:, None], guess=guess), axis=-1)  # (M, T)
-    refuted = np.logical_and.accumulate(best >= -np.log(alpha), axis=0)
-    return np.maximum(refuted.sum(axis=0) - 1, 0)
+    refuted: NDArray[np.bool_] = np.logical_and.accumulate(best >= -np.log(alpha), axis=0)
+    places: NDArray[np.intp] = np.maximum(refuted.sum(axis=0) - 1, 0)
+    return places

@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace) -> None:
     made = {concept: batches(plan, concept, args.sentences, rng) for concept in plan.concepts}
     n_trials = sum(len(batch["arm"]) for concept in made.values() for batch in concept)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    profile = cProfile.Profile() if args.profile else None
+    profile = cProfile.Profile(time.process_time) if args.profile else None
     clock, cpu = time.perf_counter(), time.process_time()
     if profile:
         profile.enable()

@@ -50,6 +50,9 @@ SURE = 0.95
 RIGHT: dict[str, Decision] = {"benign": "equivalent", "material": "different"}
 
 
+Kind = Literal["benign", "material"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A variant held against a reference, both by their file's stem, and how the two are called."""
@@ -57,7 +60,7 @@ class Held:
     model: str
     reference: str
     variant: str
-    kind: Literal["benign", "material"]
+    kind: Kind
     of: str | None = None
     """The variant's model, where it is another."""
 
@@ -95,6 +98,8 @@ MATERIAL = (
 )
 
 
+PAIRS: dict[Kind, tuple[tuple[str, str], ...]] = {"benign": BENIGN, "material": MATERIAL}
+
 DIRECTIONS = (
     "bfloat16",
     "vllm bfloat16",
@@ -110,11 +115,15 @@ DIRECTIONS = (
 
 
 def pairs() -> list[Held]:
-    """All that is measured; near ones first within a kind."""
+    """All that is measured; only SmolLM2 has a chat template."""
     found = []
     for model in (SMOLLM, GEMMA):
-        found += [Held(model=model, reference=one, variant=other, kind="benign") for one, other in BENIGN]
-        found += [Held(model=model, reference=one, variant=other, kind="material") for one, other in MATERIAL]
+        for kind, ends in PAIRS.items():
+            found += [
+                Held(model=model, reference=reference, variant=variant, kind=kind)
+                for reference, variant in ends
+                if model == SMOLLM or not reference.startswith("chat")
+            ]
     return [*found, Held(model=SMOLLM, reference="float32", variant="float32", kind="material", of=GEMMA)]
 
 
@@ -122,7 +131,7 @@ HEAD = """# The ladder of `harness compare`: power and false alarms
 
 Known variants of SmolLM2-135M-Instruct and Gemma-3-270M, asked {n_prompts} sentinel prompts ({n_near_ties} of them near ties of
 either model) and held against a reference. Benign: the same weights, by other arithmetic. Material: other weights, another
-prompt, another model, another temperature. Made by `compare_ladder.py` with {made}; the numbers are
+prompt, another model, another temperature. Made on a CPU by `compare_ladder.py` with {made}; the numbers are
 `harness/compare/ladder.json`.
 
 - float32, bfloat16: transformers with packed prompts, 16 at a time; alone: one at a time; many: 48. vllm: vLLM's CPU engine, 16
@@ -135,8 +144,10 @@ prompt, another model, another temperature. Made by `compare_ladder.py` with {ma
 - Lists asked {repeats} times of what runs in bfloat16, once of float32, which gives the same to the fifth digit.
 
 The margin is the reach of the benign pairs: the smallest one within which each of them is called equivalent 99 times in 100, at
-{margin_prompts} prompts. A pair is equivalent where all of the 90% interval of its mean distance lies below the margin,
-different where all of it lies above. The share of decisions is over {trials} sets of n prompts drawn with replacement.
+{margin_prompts} prompts. So that they are called equivalent shows no more than that the margin is right for them: other kernels
+may lie elsewhere. From one model's benign pairs alone it would be {alone}. A pair is equivalent where all of the 90% interval
+of its mean distance lies below the margin, different where all of it lies above. Shares of decisions are over {trials} sets of
+n prompts drawn with replacement.
 
 ## Lists on both sides: mean distance of centred log-probabilities over the {n_listed} likeliest tokens, margin {margin} nat
 
@@ -367,9 +378,9 @@ def drawn_rates(one: Measured, statistic: str, margin: float) -> dict[int, Count
 
 def fewest_requests(one: Measured, margin: float, all_repeats: dict[int, Counter[Decision]]) -> int | None:
     """Requests to both sides together at which the right decision comes 19 times in 20; None where 64 prompts do not do."""
-    once = {n: rates(lambda rows: one.first[rows], len(one.first), n, margin) for n in SIZES}
-    tried = [(2 * n, counted) for n, counted in once.items()]
-    tried += [(sum(one.repeats) * n, counted) for n, counted in all_repeats.items()]
+    tried = [(sum(one.repeats) * n, counted) for n, counted in all_repeats.items()]
+    if one.repeats != (1, 1):
+        tried += [(2 * n, rates(lambda rows: one.first[rows], len(one.first), n, margin)) for n in SIZES]
     right = RIGHT[one.held.kind]
     return min((requests for requests, counted in tried if counted[right] >= SURE * TRIALS), default=None)
 
@@ -381,9 +392,11 @@ def page(measured: Sequence[Measured], made: Ladder, directions: dict[str, np.nd
     """The power and false-alarm tables, in Markdown."""
     with_what = ", ".join(f"{name} {version}" for name, version in made.made_with.items())
     told = made.model_dump(exclude={"margins", "pairs"})
+    models = sorted({one.held.model for one in measured})
+    alone = ", ".join(f"{margins([one for one in measured if one.held.model == m])[LISTS]} ({m})" for m in models)
     margin = made.margins
     parts = [
-        HEAD.format(margin=margin[LISTS], made=with_what, repeats=REPEATS, trials=TRIALS, **told),
+        HEAD.format(margin=margin[LISTS], alone=alone, made=with_what, repeats=REPEATS, trials=TRIALS, **told),
         *listed_table(measured, margin[LISTS]),
         ONE_SIDED_HEAD.format(margin=margin[ONE_SIDED], n_draws=N_DRAWS, listed=LISTED),
         *drawn_table(measured, ONE_SIDED, margin[ONE_SIDED]),

@@ -7,16 +7,19 @@ from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from harness import paths
-from harness.compare.asking import Side
+from harness.compare.asking import Side, first_tokens, first_words
 from harness.compare.compare import Settings, compare
 from harness.compare.diagnosis import OTHER_WEIGHTS, TEMPLATE
 from harness.compare.result import CompareResult
+from harness.compare.sentinels import Sentinel
 from harness.faults.call import Settings as Server
 from harness.faults.server import FaultServer
 from harness.providers.targets import Endpoint, OpenOptions, TargetSpec, open_target
+from harness.records import Observation, Readout
 
 from ..faults.fault_server import fault_server
 
@@ -106,3 +109,26 @@ def test_an_endpoint_without_log_probabilities_is_held_against_the_others(
     assert result.identity is not None
     assert result.identity.statistic == "share against probability"
     assert result.decision in decisions
+
+
+async def drawn(one: TargetSpec, readout: Readout) -> Observation:
+    provider = await open_target(one, OpenOptions())
+    try:
+        side = Side(name="A", spec=one, provider=provider)
+        (seen,) = await side.observe(side.prompts([Sentinel(prompt_id="p", text="the colour is", kind="plain")]), readout)
+        return seen
+    finally:
+        await provider.aclose()
+
+
+def test_single_tokens_come_as_they_are_spelled_and_words_as_a_whole(tmp_path: Path) -> None:
+    with fault_server() as server:
+        declared = spec(server, tmp_path)
+        tokens = asyncio.run(drawn(declared, first_tokens(200)))
+        words = asyncio.run(drawn(declared, first_words(200)))
+        truth = server.model.after(server.tokens.encode("the colour is")).logprobs()
+    assert tokens.n_draws == words.n_draws == 200
+    assert set(tokens.tokens) <= set(server.tokens.texts)
+    likely = {server.tokens.texts[i] for i in np.argsort(-truth)[:3]}
+    assert likely <= set(tokens.tokens)
+    assert all(word == word.strip().casefold() for word in words.tokens)

@@ -18,7 +18,7 @@ from harness.stats.distances import bootstrap_mean
 
 STATISTICS = (LISTS, ONE_SIDED, DRAWS)
 
-WITHIN_BENIGN: set[tuple[str, str]] = set()
+WITHIN_BENIGN = {(model, "int8 in groups against float32") for model in ("smollm2-135m", "gemma3-270m")}
 """Material pairs that are no farther apart than benign ones are, as the page says."""
 
 
@@ -44,6 +44,14 @@ def test_every_material_pair_is_called_different_but_those_that_the_page_names()
     found = decisions(load_ladder(), LISTS, "material")
     assert {pair for pair, decision in found.items() if decision != "different"} == WITHIN_BENIGN
     assert len(found) > 10
+
+
+def test_draws_tell_four_bits_and_templates_but_not_eight_bits_as_the_page_says() -> None:
+    for statistic in (ONE_SIDED, DRAWS):
+        found = decisions(load_ladder(), statistic, "material")
+        coarse = {decision for (_, name), decision in found.items() if any(w in name for w in ("int4", "10%", "template"))}
+        fine = {decision for (_, name), decision in found.items() if "int8" in name}
+        assert (coarse, fine) == ({"different"}, {"equivalent"}), statistic
 
 
 def test_both_models_bring_benign_and_material_pairs() -> None:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from harness.cli.main import execute as command
-from harness.errors import CapabilityError, FileFormatError, HarnessError, StorageError, UsageError
-from harness.gate.asking import AT_ONCE
+from harness.errors import CapabilityError, FileFormatError, HarnessError, StorageError, UnreachableError, UsageError
+from harness.gate import asking
 from harness.gate.baseline import read_baseline
 from harness.gate.gate import accept, accept_run, ask_gate, judge_run
 from harness.gate.order import Order, Rule
+from harness.paths import reports_dir
 from harness.records import Capabilities, Mode
 from harness.reports.reading import read_run
 
+from ..providers import stub_server
+from ..providers.test_endpoint_run import ENDPOINT, serving
 from .conftest import AGREEMENT, Moved
 
+AT_ONCE = 24
 N_CLUSTERS = 6 * 12
 
 
 @pytest.fixture
-def order(project: Path, make_eval: Callable[..., str]) -> Order:
-    """The small eval, with a baseline of the unmoved target."""
+def order(project: Path, make_eval: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> Order:
+    """The small eval, with a baseline of the unmoved target, looked at every `AT_ONCE` clusters."""
+    monkeypatch.setattr(asking, "AT_ONCE", AT_ONCE)
     order = Order(target="scripted", eval=make_eval(), baseline=project / "base.json", out=project / "first")
     asyncio.run(accept(order, Moved()))
     return replace(order, out=project / "gate")
@@ -84,6 +89,16 @@ def test_an_interrupted_gate_goes_on_only_if_told_to(order: Order) -> None:
     assert not list(order.out.parent.glob(".*journal*"))
 
 
+def test_a_gate_that_could_not_be_found_again_leaves_no_journal(order: Order) -> None:
+    class Broken(Moved):
+        async def observe(self, *_):  # type: ignore[no-untyped-def]
+            raise UnreachableError("gone")
+
+    with pytest.raises(UnreachableError):
+        asyncio.run(ask_gate(replace(order, out=None), Broken()))
+    assert not list(reports_dir().glob(".*journal*"))
+
+
 @pytest.mark.parametrize(("setting", "code"), [("fail", 3), ("pass", 0)])
 def test_too_few_clusters_are_inconclusive_and_a_setting_says_what_that_means(order: Order, setting: str, code: int) -> None:
     result = asyncio.run(ask_gate(replace(order, rule=Rule(max_clusters=10, inconclusive=setting)), Moved()))
@@ -128,7 +143,8 @@ def test_the_folder_holds_the_answer_in_every_form_and_the_run_that_was_made(ord
     assert order.out is not None
     names = {path.name for path in order.out.iterdir()}
     assert names >= {"gate.json", "report.html", "junit.xml", "summary.md", "run.html", "manifest.json", "trials.parquet"}
-    assert json.loads((order.out / "gate.json").read_text())["score"]["n_clusters"] == result.score.n_clusters
+    assert json.loads((order.out / "gate.json").read_text()) == asdict(result)
+    assert result.folder == str(order.out)
     asked = pq.read_table(order.out / "observations.parquet")
     assert asked.num_rows == result.n_planned == read_run(order.out).manifest["counts"]["planned"]
     assert set(asked.column("arm").to_pylist()) == {"clean", "related"}
@@ -284,9 +300,8 @@ def test_the_command_accepts_then_passes_and_prints_the_answer_first(
     assert capsys.readouterr().out.startswith("PASS: agreement did not change")
     assert command(["gate", *own, "--json", "--max-clusters", "5"]) == 3
     assert json.loads(capsys.readouterr().out)["decision"] == "inconclusive"
-    (gates) = sorted((project / "reports").glob("*-gate"))
-    assert gates
-    assert command(["gate", str(gates[0])]) == 2  # it stopped early, so it lacks prompts of the baseline
+    gate = min((project / "reports").glob("*-gate"))
+    assert command(["gate", str(gate)]) == 2  # it stopped early, so it lacks prompts of the baseline
 
 
 @pytest.mark.parametrize(
@@ -308,3 +323,21 @@ def test_what_does_not_go_together_is_told(argv: list[str], message: str, capsys
 def test_errors_are_the_harness_s_own(order: Order) -> None:
     with pytest.raises(HarnessError):
         asyncio.run(ask_gate(replace(order, target="nobody"), Moved()))
+
+
+def test_an_endpoint_is_held_to_its_baseline_over_http(
+    project: Path, make_eval: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = stub_server.stub_logprobs
+    (project / "providers").mkdir()
+    (project / "providers" / "stub.toml").write_text(ENDPOINT)
+    stub = stub_server.StubServer()
+    argv = ["gate", "--target", "stub", "--eval", make_eval()]
+    with serving(stub):
+        monkeypatch.setenv("STUB_URL", stub.base_url)
+        assert command([*argv, "--accept"]) == 0
+        asked = len(stub.requests)
+        assert command(argv) == 0
+        assert len(stub.requests) > asked
+        monkeypatch.setattr(stub_server, "stub_logprobs", lambda ids: trained([*ids, 1]))
+        assert command(argv) == 1

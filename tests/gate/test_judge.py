@@ -60,7 +60,7 @@ def test_what_a_cut_list_hides_is_not_held_against_the_run() -> None:
 
 
 def test_a_difference_of_rounding_is_none() -> None:
-    p = {f" {i}": float(q) for i, q in enumerate(np.random.default_rng(0).dirichlet(np.ones(20)))}
+    p = {f" {i}": float(q) for i, q in enumerate(np.sort(np.random.default_rng(0).dirichlet(np.ones(20)))[::-1])}
     pairs, _ = paired([answer("animal/clean//s0", p=p)], [answer("animal/clean//s0", p=p)])
     assert pairs.low.tolist() == [0.0]
 
@@ -143,3 +143,15 @@ def test_nothing_answered_says_so() -> None:
 )
 def test_the_decision_is_by_the_interval_against_the_margin(low: float | None, high: float | None, decision: str) -> None:
     assert decide(Score(estimate=-0.1, ci_low=low, ci_high=high), 0.1) == decision
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"metric": "count_success"}, "name their arm"),
+        ({"metric": "agreement", "arm": "related", "control": "matched"}, "knows no control"),
+    ],
+)
+def test_a_gate_that_cannot_be_judged_is_no_gate(given: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gate_spec(**given)

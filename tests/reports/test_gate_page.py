@@ -142,6 +142,12 @@ def test_a_result_with_nothing_in_it_still_has_a_page(page_of: Pages) -> None:
     assert "No prompt is recorded." in page.section("Prompts that moved most").text
 
 
+def test_few_looks_are_marked_one_by_one_and_of_many_the_last(page_of: Pages) -> None:
+    few, many = (page_of(result(looks=result().looks[:n])).find("svg", role="img")[0] for n in (4, 37))
+    assert len(few.find("circle", class_="mark")) == 4
+    assert len(many.find("circle", class_="mark")) == 1
+
+
 def test_one_look_is_no_course_and_many_are_thinned(page_of: Pages) -> None:
     assert len(page_of(result(looks=result().looks[:1])).find("svg", role="img")) == 1
     many = [Look(n_clusters=n, estimate=0.0, ci_low=-1.0, ci_high=1.0) for n in range(1, 5001)]

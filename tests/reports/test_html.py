@@ -286,7 +286,7 @@ def test_a_withheld_verdict_says_what_was_seen_and_why_it_does_not_count(
         (("passed", "failed"), "something else than what the arm stands for"),
         (("passed", "not possible"), "whether it stays silent where there is none was not checked"),
         (("not possible", "passed"), "whether it finds one that is known to be there was not checked"),
-        (("not possible", "not possible"), "no arms to check this run with"),
+        (("not possible", "not possible"), "no arms to check it with"),
     ],
 )
 def test_the_calibration_has_a_meaning(

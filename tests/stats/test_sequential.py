@@ -86,6 +86,17 @@ def test_looking_after_every_value_hardly_ever_fails_what_is_at_the_margin(draw:
     assert ever.mean() <= ALPHA + SLACK
 
 
+def test_so_it_is_with_a_fixed_set_of_clusters_in_random_order_though_those_of_a_concept_are_alike() -> None:
+    rng = np.random.default_rng(10)
+    concepts = np.repeat(rng.beta(4, 1, 24), 12)
+    population = np.clip(concepts + rng.normal(0, 0.02, 288), 0, 1)
+    orders = np.array([rng.permutation(population) for _ in range(RUNS)])
+    at = population.mean()
+    for values, mean in ((orders, at), (1 - orders, 1 - at)):
+        ever = (log_capital(values, mean, guess=1.0) >= -math.log(ALPHA)).any(axis=1)
+        assert ever.mean() <= ALPHA + SLACK
+
+
 @pytest.mark.parametrize("draw", AT_MEAN_09.values(), ids=AT_MEAN_09)
 def test_the_limits_hold_the_mean_at_all_times_at_once(draw: Draw) -> None:
     samples = draw(np.random.default_rng(3), 150, 120) - 1
