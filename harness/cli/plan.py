@@ -115,8 +115,7 @@ def _notes(planned: Planned, *, n_targets: int) -> None:
     if "concepts" in planned.best.exceeds or "injections" in planned.best.exceeds:
         note(f"the room prompts/concepts has {planned.n_in_room} concepts; harness distill makes a larger pack of them")
     design = planned.best.design
-    sizes = f"sizes = {{ injections = {design.injections}, sentences = {design.sentences} }}"
-    note(f"hint: an eval.toml of your own with {sizes} runs it")
+    note(f"hint: harness run --injections {design.injections} --sentences {design.sentences} asks it")
 
 
 def _record(planned: Planned, costs: list[Estimate]) -> dict[str, Any]:

@@ -30,6 +30,10 @@ class RunOptions:
     pack: Annotated[str | None, Parameter(help="Probe pack, by name or folder; default: the eval's own")] = None
     concept: Annotated[list[str] | None, Parameter(negative="", help="Concept to keep; repeat for several")] = None
     limit: Annotated[int | None, Parameter(help="At most so many sentences, and injections, for each concept and arm")] = None
+    injections: Annotated[int | None, Parameter(help="Injections for each concept and arm, instead of the eval's number")] = (
+        None
+    )
+    sentences: Annotated[int | None, Parameter(help="Sentences for each concept, instead of the eval's number")] = None
     full: Annotated[
         bool, Parameter(negative="", show_default=False, help="The eval's full sizes instead of the quick ones")
     ] = False
@@ -69,7 +73,7 @@ class RunOptions:
 
     def check(self) -> None:
         """Raises UsageError for a number that makes no sense, and for options that do not go together."""
-        for name in ("limit", "draws", "max_requests", "max_connections"):
+        for name in ("limit", "injections", "sentences", "draws", "max_requests", "max_connections"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
@@ -86,6 +90,8 @@ class RunOptions:
         return Choice(
             concepts=tuple(self.concept or ()),
             limit=self.limit,
+            injections=self.injections,
+            sentences=self.sentences,
             full=self.full,
             seed=self.seed,
             mode=self.mode,

@@ -14,7 +14,7 @@ from harness.compare.identity import Rule
 from harness.compare.judging import Material, conclude
 from harness.compare.naming import Told
 from harness.compare.result import Agreement, Check, CompareResult, ScoreDifference
-from harness.compare.score import UNITS, Key, Scored, difference, refused
+from harness.compare.score import UNITS, Key, Scored, bounds_of, difference, refused
 from harness.compare.sentinels import Sentinel
 from harness.compare.weighing import weigh
 from harness.errors import UsageError
@@ -131,9 +131,9 @@ def _score(a: FinishedRun, b: FinishedRun, rule: Rule) -> ScoreDifference | None
 
 def _scored(run: FinishedRun, primary: Primary) -> Scored:
     names = ("concept", "arm", "sentence_id", "injection_id")
-    columns = run.trials([*names, *UNITS, *(f"{metric}_{end}" for metric in UNITS for end in ("low", "high"))])
+    columns = run.trials(list(dict.fromkeys([*names, *UNITS, *(name for metric in UNITS for name in bounds_of(metric))])))
     keys: list[Key] = list(zip(*(columns[name].tolist() for name in names), strict=True))
-    ends = {metric: zip(columns[f"{metric}_low"], columns[f"{metric}_high"], strict=True) for metric in UNITS}
+    ends = {metric: zip(*(columns[name] for name in bounds_of(metric)), strict=True) for metric in UNITS}
     return Scored(
         bounds={metric: dict(zip(keys, ends[metric], strict=True)) for metric in UNITS},
         values={metric: dict(zip(keys, columns[metric], strict=True)) for metric in UNITS},

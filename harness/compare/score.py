@@ -21,7 +21,7 @@ from harness.compare.result import ScoreDifference
 from harness.errors import BudgetSpentError, CapabilityError
 from harness.evals.plan import Choice, Plan, count_prompts, make_plan
 from harness.evals.runner import Job, Tally, ask_all, make_job
-from harness.evals.spec import Metric, Primary, find_eval
+from harness.evals.spec import METRICS, Metric, Primary, find_eval
 from harness.evals.trials import scored_batches
 from harness.packs.pack import find_pack
 from harness.packs.sampling import generator, subset
@@ -33,7 +33,7 @@ from harness.store import Journal
 N_CONCEPTS = 8
 """Concepts that are scored where the user names none."""
 
-UNITS: dict[str, str] = {"delta_log_odds": "nat", "delta_mass": "share of 1"}
+UNITS: dict[str, str] = {metric: "nat" if metric == "delta_log_odds" else "share of 1" for metric in METRICS}
 
 _LOST = 0.5
 """Where more than this share of trials has no log-odds (a list that hides the concept), masses are compared instead."""
@@ -108,7 +108,7 @@ def _read(job: Job, tally: Tally) -> Scored:
             names = (batch.trials[name] for name in ("concept", "arm", "sentence_id", "injection_id"))
             keys: list[Key] = list(zip(*names, strict=True))
             for metric in UNITS:
-                low, high = batch.trials[f"{metric}_low"], batch.trials[f"{metric}_high"]
+                low, high = (batch.trials[name] for name in bounds_of(metric))
                 bounds[metric].update(zip(keys, zip(low, high, strict=True), strict=True))
                 values[metric].update(zip(keys, batch.trials[metric], strict=True))
     return Scored(
@@ -118,6 +118,11 @@ def _read(job: Job, tally: Tally) -> Scored:
         primary=job.plan.primary,
         failed_share=tally.failed / max(tally.planned, 1),
     )
+
+
+def bounds_of(metric: str) -> tuple[str, str]:
+    """The columns of a metric's bounds; a success is known or missing."""
+    return (f"{metric}_low", f"{metric}_high") if metric.startswith("delta_") else (metric, metric)
 
 
 def difference(a: Scored, b: Scored, primary: Primary, *, alpha: float, mass_margin: float | None = None) -> ScoreDifference:
@@ -135,8 +140,8 @@ def difference(a: Scored, b: Scored, primary: Primary, *, alpha: float, mass_mar
     arms = [_trials(a, b, metric, arm) for arm in (primary.arm, primary.control)]
     estimate = contrast_two_way(arms[0], arms[1], confidence=1 - 2 * alpha)
     low, high = estimate.ci_low, estimate.ci_high
-    if estimate.reason == NO_VARIATION and estimate.value is not None:
-        low = high = estimate.value  # to the bit the same difference everywhere
+    if estimate.reason == NO_VARIATION:  # the same difference everywhere, to the bit
+        low, high = estimate.value_low, estimate.value_high
     if low is None or high is None:
         return replace(
             refused(primary, estimate.reason or "no interval"),
@@ -166,7 +171,7 @@ def refused(primary: Primary, reason: str) -> ScoreDifference:
         metric=primary.metric,
         arm=primary.arm,
         control=primary.control,
-        unit=UNITS.get(primary.metric, "share of 1"),
+        unit=UNITS[primary.metric],
         margin=primary.margin,
         decision="inconclusive",
         reason=reason,

@@ -22,12 +22,15 @@ from harness.records import CLEAN, Mode, Probe, Prompt, Sentence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What the user picked beyond the eval. `limit`: at most so many sentences, and injections, for each concept and arm.
+    """What the user picked beyond the eval. `limit`: at most so many sentences, and injections, for each concept and arm;
+    `injections`, `sentences`: so many of them, instead of the eval's own sizes.
     `mode`: how much of the distribution is asked for; None: the most that the target shows. `draws`: how many continuations of
     each prompt, in the modes that draw; None: as many as the eval says."""
 
     concepts: tuple[str, ...] = ()
     limit: int | None = None
+    injections: int | None = None
+    sentences: int | None = None
     full: bool = False
     seed: int = 0
     mode: Mode | None = None
@@ -94,26 +97,29 @@ def make_plan(eval_: Eval, pack: Pack, choice: Choice) -> Plan:
     concepts = choice.concepts or tuple(sorted({concept for concept, _ in source}))
     for name in concepts:
         pack.concept(name)
-    if choice.limit is not None and choice.limit < 1:
-        raise UsageError(f"--limit {choice.limit}: must be at least 1")
-    if choice.draws is not None and choice.draws < 1:
-        raise UsageError(f"--draws {choice.draws}: must be at least 1")
-    sizes = spec.full if choice.full else spec.sizes
-    if choice.limit is not None:
-        sizes = Sizes(
-            injections=min(sizes.injections, choice.limit),
-            sentences=min(sizes.sentences, choice.limit),
-            off_type=min(sizes.off_type, choice.limit),
-        )
+    for name in ("limit", "injections", "sentences", "draws"):
+        number = getattr(choice, name)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name} {number}: must be at least 1")
     return Plan(
         eval=eval_,
         pack=pack,
         choice=choice,
         concepts=tuple(sorted(set(concepts))),
         arms=tuple(arm for arm in present if not spec.arms or arm in spec.arms),
-        sizes=sizes,
+        sizes=_sizes(spec.full if choice.full else spec.sizes, choice),
         template_name=spec.template,
         template=find_template(spec.template),
+    )
+
+
+def _sizes(declared: Sizes, choice: Choice) -> Sizes:
+    """The eval's sizes as the user changed them."""
+    most = choice.limit or max(declared.injections, declared.sentences, declared.off_type)
+    return Sizes(
+        injections=choice.injections or min(declared.injections, most),
+        sentences=choice.sentences or min(declared.sentences, most),
+        off_type=min(declared.off_type, most),
     )
 
 

@@ -50,7 +50,7 @@ def failure(check: Row, *, metric: str) -> str:
     where = with_interval(check, metric)
     if check["reason"] != "found":
         where = f"in {check['n_found']} of {check['n_concepts']} concepts, far more often than by chance"
-    return f"{arm}, which should not, move it too: {where}, against {control}"
+    return f"{arm}, which should not, move it too: {where}"
 
 
 def sentence(result: Row, claim: Row | None, rows: Sequence[Row]) -> str:
@@ -58,7 +58,7 @@ def sentence(result: Row, claim: Row | None, rows: Sequence[Row]) -> str:
     if claim is None:
         return f"undetermined: {result['reason']}"
     if result["withheld"] is not None and claim["ci_low"] is not None:
-        found = _finding(result["withheld"], claim, rows)
+        found = _finding(result["withheld"], claim, rows, brief=True)
         return f"undetermined, the verdict is withheld: {found}; but {result['reason']}"
     if result["verdict"] == "undetermined" and claim["ci_low"] is None:
         return f"undetermined: {ARMS[claim['arm']]} against {ARMS[claim['control']]}: {result['reason']}"
@@ -70,13 +70,15 @@ def sentence(result: Row, claim: Row | None, rows: Sequence[Row]) -> str:
     return f"{finding}{', less than would matter' if claim['within_margin'] else ''}"
 
 
-def _finding(verdict: str, claim: Row, rows: Sequence[Row]) -> str:
-    """What was measured, in a clause."""
+def _finding(verdict: str, claim: Row, rows: Sequence[Row], *, brief: bool = False) -> str:
+    """What was measured, in a clause; `brief` leaves out the control and the odds."""
     arm, control, metric = ARMS[claim["arm"]], ARMS[claim["control"]], claim["metric"]
     where = f"on {claim['concept']} alone"
     if claim["concept"] == ALL:
         where = f"over {sum(row['estimate'] is not None for row in rows if row['concept'] != ALL)} concepts"
     size = f"{with_interval(claim, metric)} {where}{_identified(claim)}"
+    if brief and verdict in ("transfers", "reversed"):
+        return f"{arm} move the next word {'towards' if verdict == 'transfers' else 'away from'} it: {size}"
     if metric == "delta_log_odds" and verdict in ("transfers", "reversed"):
         size = f"{size} (odds times {math.exp(claim['estimate']):.2f})"
     if verdict == "transfers":

@@ -14,7 +14,7 @@ from harness.evals.contrasts import BOUNDED
 from harness.evals.measures import MEASURES, NOT_AVAILABLE, number
 from harness.evals.plan import Choice, Plan, count_prompts, make_plan
 from harness.evals.planning import ENDLESS, Design, Outlook, Pilot, Planning, Question, read_pilot
-from harness.evals.spec import Contrast, Eval, Sizes, find_eval
+from harness.evals.spec import Contrast, Eval, find_eval
 from harness.packs.concepts import concept_names
 from harness.packs.pack import Pack, find_pack
 from harness.providers.targets import find_target
@@ -162,9 +162,13 @@ def estimates(planned: Planned, targets: Sequence[str]) -> list[Estimate]:
     design, offer = planned.best.design, planned.planning.offer
     order = [*planned.run.manifest["concepts"], *planned.pack.concepts]
     names = [name for name in dict.fromkeys(order) if name in planned.pack.concepts][: design.concepts]
-    made = make_plan(planned.eval, planned.pack, Choice(concepts=tuple(names), seed=planned.run.manifest["seed"]))
-    sizes = Sizes(injections=min(design.injections, offer.injections), sentences=min(design.sentences, offer.sentences))
-    made = replace(made, sizes=sizes)
+    choice = Choice(
+        concepts=tuple(names),
+        injections=min(design.injections, offer.injections),
+        sentences=min(design.sentences, offer.sentences),
+        seed=planned.run.manifest["seed"],
+    )
+    made = make_plan(planned.eval, planned.pack, choice)
     factor = planned.best.prompts / count_prompts(made) if planned.best.exceeds else 1.0
     chosen = list(dict.fromkeys(targets or [planned.run.manifest["target"]]))
     return [_scaled(estimate(made, find_target(name)), factor) for name in chosen]

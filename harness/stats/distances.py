@@ -60,10 +60,6 @@ class Repeats:
         order = np.argsort(-keys, axis=2, kind="stable")[:, :, :k]
         return Repeats(ids=np.take_along_axis(self.ids, order, axis=2), logprobs=np.take_along_axis(keys, order, axis=2))
 
-    def of_prompts(self, rows: NDArray[np.intp] | Bools) -> Repeats:
-        """The lists of some prompts."""
-        return Repeats(ids=self.ids[:, rows], logprobs=self.logprobs[:, rows])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Distances:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy import stats
 
 Floats = NDArray[np.float64]
@@ -27,22 +27,6 @@ def benjamini_yekutieli(p_values: Sequence[float | None]) -> list[float | None]:
     (Benjamini and Yekutieli 2001, theorem 1.3), valid under any dependence. None stays None and does not count towards m.
     """
     return _of_those_made(p_values, lambda p: stats.false_discovery_control(p, method="by"))
-
-
-def max_t(observed: ArrayLike, permuted: ArrayLike) -> Floats:
-    """Adjusted two-sided p (m,) of m statistics: the family-wise error stays at the level, whatever their correlation.
-
-        p_j = (1 + #{b: max over i of |T*_bi| >= |T_j|}) / (B + 1)
-
-    `observed`: T (m,); `permuted`: T* (B, m), each row from one rearrangement that is used for every column, so that the
-    rows carry the correlation (Westfall and Young 1993, the single-step max-T). Statistics must be studentised, or else
-    alike in spread: the widest one would rule the maximum. NaN marks a test that could not be made and stays NaN. Our
-    deviation: the observed arrangement counts as one of B + 1, so that no p is 0.
-    """
-    t, drawn = np.abs(np.asarray(observed, np.float64)), np.abs(np.asarray(permuted, np.float64))
-    largest = np.sort(np.where(np.isnan(drawn), -np.inf, drawn).max(axis=1, initial=-np.inf))
-    n_below = np.searchsorted(largest, t * (1 - 1e-12))
-    return np.where(np.isnan(t), np.nan, (1 + len(largest) - n_below) / (1 + len(largest)))
 
 
 def _holm(p: Floats) -> Floats:

@@ -72,7 +72,7 @@ def test_the_answer_comes_first_then_alternatives_and_costs(pilot: Path, capsys:
     assert any(row[:4] == ["pilot", "6", "6", "6"] for row in rows)
     assert any(row[:2] == ["cheapest", "6"] for row in rows)
     assert any(row[:1] == ["scripted"] for row in rows)
-    assert "eval.toml of your own with sizes = { injections = " in captured.err
+    assert "hint: harness run --injections " in captured.err
 
 
 def test_a_design_of_what_the_pack_has_costs_what_a_run_of_it_asks(pilot: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,13 @@ def test_an_injection_is_asked_together_with_the_control_that_was_matched_to_it(
     assert {matched_to[control] for control in controls} <= chosen
 
 
+def test_sizes_that_are_named_take_the_place_of_the_evals(pack: Pack) -> None:
+    plan = make_plan(find_eval("transfer"), pack, Choice(concepts=("animal",), injections=3, sentences=5))
+    prompts = [p for p in all_prompts(plan) if p.arm == plan.arms[0]]
+    assert len({p.injection_id for p in prompts}) == 3
+    assert len({p.sentence_id for p in prompts}) == 5
+
+
 def test_a_limit_gives_a_part_of_the_larger_plan(pack: Pack) -> None:
     small = {p.prompt_id for p in all_prompts(make_plan(find_eval("transfer"), pack, Choice(limit=3)))}
     large = {p.prompt_id for p in all_prompts(make_plan(find_eval("transfer"), pack, Choice()))}

@@ -90,7 +90,7 @@ def test_the_sentence_says_what_was_found_and_how_much(verdict: str, claim: Row 
 def test_a_withheld_verdict_says_what_was_found_and_why_it_does_not_count() -> None:
     text = told("undetermined", row(0.27), withheld="transfers", reason="the check failed")
     assert text.startswith("undetermined, the verdict is withheld: words that interfere with the concept move the next word")
-    assert text.endswith("(odds times 1.31); but the check failed")
+    assert text.endswith("towards it: +0.27 nat [0.17, 0.37] over 3 concepts; but the check failed")
 
 
 def test_a_lone_concept_is_named() -> None:
@@ -110,11 +110,11 @@ def test_a_shift_that_lists_leave_undecided_is_told_with_its_bounds() -> None:
 def test_a_failed_check_says_what_should_have_been() -> None:
     check = row(0.23) | {"check": "silent", "arm": "shuffled", "reason": "found", "n_found": 4, "n_concepts": 13}
     assert failure(check, metric="delta_log_odds") == (
-        f"words that interfere with another concept, which should not, move it too: +0.23 nat [0.13, 0.33], against {CONTROLS}"
+        "words that interfere with another concept, which should not, move it too: +0.23 nat [0.13, 0.33]"
     )
     assert failure(check | {"reason": "found in 4 of 13 concepts"}, metric="delta_log_odds") == (
         "words that interfere with another concept, which should not, move it too: in 4 of 13 concepts, far more often than by "
-        f"chance, against {CONTROLS}"
+        "chance"
     )
     missed = check | {"check": "detected", "arm": "related", "reason": "not found"}
     assert failure(missed, metric="delta_log_odds") == (

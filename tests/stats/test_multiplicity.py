@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from harness.stats.multiplicity import benjamini_yekutieli, holm, max_t
+from harness.stats.multiplicity import benjamini_yekutieli, holm
 
 
 def test_four_tests_worked_by_hand() -> None:
@@ -57,29 +56,3 @@ def test_what_benjamini_and_yekutieli_reject_is_what_stepping_up_rejects(p_value
     adjusted = np.array(benjamini_yekutieli(p_values))
     borderline = np.isclose(adjusted, level, rtol=1e-9)
     assert (adjusted <= level)[~borderline].sum() <= max(passing, default=0) <= (adjusted <= level * (1 + 1e-9)).sum()
-
-
-def test_max_t_worked_by_hand() -> None:
-    # The rows' largest are 2, 3, 1 and 2.5: at least |-2.4| in two of four, at least .5 in all, at least 9 in none.
-    permuted = [[2.0, -1.0, 0.0], [0.0, -3.0, 1.0], [1.0, 0.0, 0.5], [-2.5, 2.0, 0.1]]
-    assert max_t([-2.4, 0.5, 9.0], permuted).tolist() == [3 / 5, 1.0, 1 / 5]
-    assert max_t([2.0, np.nan], [[2.0, np.nan]]).tolist() == [1.0, pytest.approx(np.nan, nan_ok=True)]
-
-
-def test_max_t_knows_that_copies_of_one_test_are_one_test() -> None:
-    rng = np.random.default_rng(1)
-    null = rng.normal(size=(2000, 1))
-    alone = max_t([2.2], null)
-    assert max_t([2.2] * 20, np.tile(null, 20)) == pytest.approx(np.tile(alone, 20))
-    assert max_t([2.2] * 20, rng.normal(size=(2000, 20)))[0] > 10 * alone[0]
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.9])
-def test_max_t_makes_a_false_claim_as_often_as_promised(correlation: float) -> None:
-    rng = np.random.default_rng(2)
-
-    def draw(n: int) -> NDArray[np.float64]:
-        return correlation**0.5 * rng.normal(size=(n, 1)) + (1 - correlation) ** 0.5 * rng.normal(size=(n, 8))
-
-    smallest = np.array([max_t(row, draw(199)).min() for row in draw(1000)])
-    assert 0.03 <= (smallest <= 0.05).mean() <= 0.07
