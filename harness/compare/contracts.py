@@ -31,16 +31,16 @@ def checks(a: Side, b: Side) -> list[Check]:
     info_a, info_b = a.provider.info, b.provider.info
     able_a, able_b = info_a.capabilities, info_b.capabilities
     return [
-        _check("model", _model(a), _model(b), note="names may differ for one model"),
-        _check("revision", _short(info_a.revision), _short(info_b.revision)),
-        _check("tokenizer", _short(info_a.tokenizer_digest), _short(info_b.tokenizer_digest), note=_TOKENIZER),
+        check("model", _model(a), _model(b), note="names may differ for one model"),
+        check("revision", short(info_a.revision), short(info_b.revision)),
+        check("tokenizer", short(info_a.tokenizer_digest), short(info_b.tokenizer_digest), note=_TOKENIZER),
         *_settings(info_a.settings, info_b.settings),
-        _check("prompts sent as", _sent(able_a.token_ids), _sent(able_b.token_ids), note="text may be split otherwise"),
-        _check("BOS", _bos(a), _bos(b), weighs=True, note="one side reads another number of tokens that start a text"),
-        _check("template", _found(a, "template"), _found(b, "template"), weighs=True, note=_TEMPLATE),
-        _check("list", _regime(a), _regime(b), weighs=True, note="one list changes with the temperature"),
-        _check("longest list", _limit(able_a.max_logprobs), _limit(able_b.max_logprobs)),
-        _check("observed", able_a.mode, able_b.mode),
+        check("prompts sent as", _sent(able_a.token_ids), _sent(able_b.token_ids), note="text may be split otherwise"),
+        check("BOS", _bos(a), _bos(b), weighs=True, note="one side reads another number of tokens that start a text"),
+        check("template", _found(a, "template"), _found(b, "template"), weighs=True, note=_TEMPLATE),
+        check("list", _regime(a), _regime(b), weighs=True, note="one list changes with the temperature"),
+        check("longest list", _limit(able_a.max_logprobs), _limit(able_b.max_logprobs)),
+        check("observed", able_a.mode, able_b.mode),
     ]
 
 
@@ -52,16 +52,16 @@ _COUNTS = "the endpoints count other tokens for the same prompts: another templa
 def answer_checks(a: tuple[Side, Answers], b: tuple[Side, Answers]) -> list[Check]:
     """What the answers to the sentinels show."""
     counts = [_count(answers) for _, answers in (a, b)]
-    rows = [_check("prompt tokens", *counts, weighs=True, note=_COUNTS)]
-    rows.append(_check("answers that failed", *(f"{answers.n_failed} of {answers.n_asked}" for _, answers in (a, b))))
+    rows = [check("prompt tokens", *counts, weighs=True, note=_COUNTS)]
+    rows.append(check("answers that failed", *(f"{answers.n_failed} of {answers.n_asked}" for _, answers in (a, b))))
     return rows
 
 
 def list_checks(a: Repeats, b: Repeats) -> list[Check]:
     """What the lists show: their sums, and whether they repeat to the bit."""
     note = "a list that was renormalised, or processed otherwise, is not the model's own"
-    repeats = [_check("repeats", _repeats(a), _repeats(b), note="equal to the bit: a deterministic server, or a cache")]
-    return [_check("sum of the list", regime(a), regime(b), weighs=True, note=note), *(repeats if len(a.ids) > 1 else [])]
+    repeats = [check("repeats", _repeats(a), _repeats(b), note="equal to the bit: a deterministic server, or a cache")]
+    return [check("sum of the list", regime(a), regime(b), weighs=True, note=note), *(repeats if len(a.ids) > 1 else [])]
 
 
 def regime(lists: Repeats) -> str:
@@ -85,7 +85,8 @@ def _repeats(lists: Repeats) -> str:
     return "vary" if not same.any() else "partly equal to the bit"
 
 
-def _check(name: str, a: str, b: str, *, weighs: bool = False, note: str = "") -> Check:
+def check(name: str, a: str, b: str, *, weighs: bool = False, note: str = "") -> Check:
+    """A row: two texts that are the same, differ, or say that nothing is known."""
     unknown = a.startswith(_UNKNOWN) or b.startswith(_UNKNOWN)
     agreement: Agreement = "unknown" if unknown else "same" if a == b else "differs"
     return Check(name=name, a=a, b=b, agreement=agreement, weighs=weighs, note=note if agreement != "same" else "")
@@ -121,9 +122,7 @@ def _regime(side: Side) -> str:
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Check]:
     """What both sides tell of how they compute; a server seldom tells more than its version."""
     told = [name for name in ("dtype", "device", "server_version") if name in a and name in b]
-    return [
-        _check(name.replace("_", " "), str(a[name]), str(b[name]), note="other arithmetic, the same model") for name in told
-    ]
+    return [check(name.replace("_", " "), str(a[name]), str(b[name]), note="other arithmetic, the same model") for name in told]
 
 
 def _sent(as_ids: bool) -> str:
@@ -134,7 +133,8 @@ def _limit(longest: int | None) -> str:
     return "the whole vocabulary" if longest is None else str(longest)
 
 
-def _short(digest: str | None) -> str:
+def short(digest: str | None) -> str:
+    """The beginning of a digest, which is enough to tell two apart."""
     return "not known" if digest is None else digest[:12]
 
 

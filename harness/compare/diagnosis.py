@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from harness.compare.contracts import RENORMALISED, regime
+from harness.compare.identity import known_mean
 from harness.compare.result import Check, Diagnosis, Identity, Rung
 from harness.compare.sentinels import Sentinel
 from harness.compare.weighing import Weighed
@@ -136,7 +136,7 @@ def _cut(evidence: Evidence) -> Iterator[Diagnosis]:
         return
     values = own.excess
     long = np.array([one.kind == "long" for one in evidence.sentinels], np.bool_)
-    far, near = _mean(values[long]), _mean(values[~long])
+    far, near = known_mean(values[long]), known_mean(values[~long])
     if far is None or near is None:
         return
     if far > evidence.identity.margin and far > _LONG_TIMES * max(near, 0.0):
@@ -171,8 +171,3 @@ def _nearest(distance: float, rungs: Sequence[Rung]) -> Rung | None:
     """The ladder's variant of the nearest distance, by ratio."""
     known = [one for one in rungs if one.distance > 0]
     return min(known, key=lambda one: abs(np.log(one.distance / max(distance, 1e-9))), default=None)
-
-
-def _mean(values: NDArray[np.float64]) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None

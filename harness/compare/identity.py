@@ -84,11 +84,11 @@ def by_lists(a: Repeats, b: Repeats, sentinels: Sequence[Sentinel], naming: Nami
     identity = _judged(LISTS, found.excess, permutation_p(found.permuted, seed=rule.seed), ties, rule)
     identity = replace(
         identity,
-        tv_low=_mean(found.tv_low),
-        tv_high=_mean(found.tv_high),
-        kl_low=_mean(kl_low(a.ids[0], a.logprobs[0], b.ids[0], b.logprobs[0])),
-        flip_share=_mean(found.flips),
-        near_tie_flip_share=_mean(found.flips[ties]),
+        tv_low=known_mean(found.tv_low),
+        tv_high=known_mean(found.tv_high),
+        kl_low=known_mean(kl_low(a.ids[0], a.logprobs[0], b.ids[0], b.logprobs[0])),
+        flip_share=known_mean(found.flips),
+        near_tie_flip_share=known_mean(found.flips[ties]),
     )
     long = np.array([one.kind == "long" for one in sentinels], np.bool_)
     return Compared(
@@ -169,7 +169,7 @@ def _judged(statistic: str, values: Floats, p: float | None, ties: NDArray[np.bo
         margin=margin,
         margin_from=margin_from,
         decision="inconclusive" if interval is None else decide(*interval, margin),
-        estimate=_mean(values),
+        estimate=known_mean(values),
         ci_low=interval[0] if interval else None,
         ci_high=interval[1] if interval else None,
         p=p,
@@ -195,7 +195,8 @@ def _farthest_first(prompts: list[PromptDistance]) -> list[PromptDistance]:
     return sorted(prompts, key=lambda one: -one.distance)
 
 
-def _mean(values: Floats) -> float | None:
+def known_mean(values: Floats) -> float | None:
+    """The mean of what is not NaN, None where all is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 

@@ -1,7 +1,7 @@
 """The ladder: how far known variants of small models lie from what they are variants of, and the margin that follows.
 
 Owns the record of the numbers (`ladder.json`) and the margin's rule. The numbers are made by
-`reports/benchmarks/compare_ladder.py`, from models that were really run; what each variant was is told in the page beside it.
+`reports/benchmarks/compare_ladder.py`, from models that were really run; the page beside it tells what each variant was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Pair(Strict):
     """A variant and what it is held against. `values`: by statistic, the distance at each prompt, in the statistic's unit.
 
     `kind`: `benign` is served alike, however else its arithmetic is done; `material` is another model or another service.
-    `repeats`: lists a prompt of the reference and of the variant.
+    `repeats`: lists a prompt of the variant and of the reference.
     """
 
     model: str
@@ -89,7 +89,7 @@ def load_ladder(path: Path = FILE) -> Ladder:
         raise FileFormatError(
             str(path),
             f"version {version!r}, expected {VERSION}: its numbers cannot be compared with today's",
-            hint="make it anew: python reports/benchmarks/compare_ladder.py tell --raw DIR",
+            hint="make it anew: python reports/benchmarks/compare_ladder.py DIR",
         )
     return validate(data, Ladder, where=str(path))
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from harness.compare.contracts import check, short
 from harness.compare.identity import Rule
 from harness.compare.judging import Material, conclude
 from harness.compare.naming import Told
-from harness.compare.result import Agreement, Check, CompareResult, ScoreDifference
+from harness.compare.result import Check, CompareResult, ScoreDifference
 from harness.compare.score import UNITS, Key, Scored, bounds_of, difference, refused
 from harness.compare.sentinels import Sentinel
 from harness.compare.weighing import weigh
@@ -40,7 +41,7 @@ def compare_runs(a: FinishedRun, b: FinishedRun, rule: Rule) -> CompareResult:
         Material(
             a=_described(a),
             b=_described(b),
-            checks=[*_checks(a, b), _check("prompt tokens", *counts, weighs=True)],
+            checks=[*_checks(a, b), check("prompt tokens", *counts, weighs=True)],
             score=_score(a, b, rule),
             sentinels=sentinels,
             weighed=weigh(told[0], told[1], sentinels, rule),
@@ -98,21 +99,16 @@ def _checks(a: FinishedRun, b: FinishedRun) -> list[Check]:
     """What the manifests say of both."""
     one, other = a.manifest, b.manifest
     return [
-        _check("model", one["model"], other["model"]),
-        *(_check(name, *((m.get(key) or "not known")[:12] for m in (one, other))) for name, key in _DIGESTS),
-        _check("observed", one["eval"]["mode"], other["eval"]["mode"]),
-        _check("template", *(_finding(m, "template") for m in (one, other)), weighs=True),
-        _check("list", *(_finding(m, "list").split(":")[0] for m in (one, other)), weighs=True),
+        check("model", one["model"], other["model"]),
+        *(check(name, short(one.get(key)), short(other.get(key))) for name, key in _DIGESTS),
+        check("observed", one["eval"]["mode"], other["eval"]["mode"]),
+        check("template", *(_finding(m, "template") for m in (one, other)), weighs=True),
+        check("list", *(_finding(m, "list").split(":")[0] for m in (one, other)), weighs=True),
     ]
 
 
 def _finding(manifest: dict[str, Any], question: str) -> str:
     return str(manifest.get("capabilities", {}).get("findings", {}).get(question, "not known"))
-
-
-def _check(name: str, a: str, b: str, *, weighs: bool = False) -> Check:
-    agreement: Agreement = "unknown" if "not known" in (a, b) else "same" if a == b else "differs"
-    return Check(name=name, a=a, b=b, agreement=agreement, weighs=weighs)
 
 
 def _score(a: FinishedRun, b: FinishedRun, rule: Rule) -> ScoreDifference | None:

@@ -21,8 +21,8 @@ Floats = NDArray[np.float64]
 MOST = 0.95
 """The largest part of the capital that one value may cost."""
 
-_FIRST_VARIANCE = 0.25
-"""What a value's variance is taken to be before the first one is seen: the largest that values in [0, 1] can have."""
+_FIRST_VARIANCE = 0.02
+"""What a value's variance is taken to be before the first one is seen: values that hardly differ, as an unchanged target's."""
 
 _STEPS = 1000
 """Candidates for the mean between the ends of its range."""
@@ -42,8 +42,8 @@ def log_capital(values: ArrayLike, mean: ArrayLike, *, guess: float) -> Floats:
         K_t = prod_(i <= t) (1 + l_i (x_i - m)),   l_i = (u - m) / (v + (u - m)^2), cut to [0, MOST / m]
 
     with u and v the mean and the variance of the values before the i-th: the bet that Waudby-Smith and Ramdas (2024, B.3) call
-    aGRAPA. Unlike theirs, u starts at `guess` and not at 1/2, so that who expects the values that come is soon sure; a guess
-    that is wrong costs time and never validity. `mean` broadcasts against `values`, e.g. (M, 1) against (T,).
+    aGRAPA. Unlike theirs, u starts at `guess` and not at 1/2, and v at 0.02 and not at 1/4, so that who expects the values that
+    come is soon sure; a wrong guess costs time and never validity. `mean` broadcasts against `values`: (M, 1) against (T,).
     """
     x = np.asarray(values, np.float64)
     m = np.asarray(mean, np.float64)

@@ -131,8 +131,8 @@ HEAD = """# The ladder of `harness compare`: power and false alarms
 
 Known variants of SmolLM2-135M-Instruct and Gemma-3-270M, asked {n_prompts} sentinel prompts ({n_near_ties} of them near ties of
 either model) and held against a reference. Benign: the same weights, by other arithmetic. Material: other weights, another
-prompt, another model, another temperature. Made on a CPU by `compare_ladder.py` with {made}; the numbers are
-`harness/compare/ladder.json`.
+prompt, another model, another temperature. The numbers are `harness/compare/ladder.json`; made on a CPU by `compare_ladder.py`
+with {made}.
 
 - float32, bfloat16: transformers with packed prompts, 16 at a time; alone: one at a time; many: 48. vllm: vLLM's CPU engine, 16
   at a time. int8: one scale for each output channel; in groups: one for 64 inputs; int4: one for 32. noise: standard deviation
@@ -144,10 +144,10 @@ prompt, another model, another temperature. Made on a CPU by `compare_ladder.py`
 - Lists asked {repeats} times of what runs in bfloat16, once of float32, which gives the same to the fifth digit.
 
 The margin is the reach of the benign pairs: the smallest one within which each of them is called equivalent 99 times in 100, at
-{margin_prompts} prompts. So that they are called equivalent shows no more than that the margin is right for them: other kernels
-may lie elsewhere. From one model's benign pairs alone it would be {alone}. A pair is equivalent where all of the 90% interval
-of its mean distance lies below the margin, different where all of it lies above. Shares of decisions are over {trials} sets of
-n prompts drawn with replacement.
+{margin_prompts} prompts. That they are called so shows no more than that the margin fits them: other kernels, on
+other devices, were not tried and may reach farther. From one model's benign pairs alone it would be {alone}.
+A pair is equivalent where all of the 90% interval of its mean distance lies below the margin, different where all of it lies
+above. Shares of decisions are over {trials} sets of n prompts drawn with replacement.
 
 ## Lists on both sides: mean distance of centred log-probabilities over the {n_listed} likeliest tokens, margin {margin} nat
 
@@ -157,7 +157,8 @@ times in 20 (n of 8, 16, 32 or 64; each prompt once or all times).
 ONE_SIDED_HEAD = """## Draws on one side, lists on the other: squared difference of probabilities, margin {margin}
 
 {n_draws} simulated draws a prompt from the variant against the {listed} likeliest tokens of the reference, all others as one.
-The distance is the true one; equivalent / different / inconclusive in percent. What lies within the margin cannot be seen so.
+The distance is the true one; equivalent / different / inconclusive in percent. Rounding to eight bits, noise of 1%
+and sometimes another system prompt lie within the margin: `equivalent` by draws does not rule them out.
 """
 DIRECTION_HEAD = """## Direction
 
@@ -167,7 +168,8 @@ direction what the distance alone cannot: round them, and see whether the endpoi
 """
 DRAWS_HEAD = """## Draws on both sides: squared difference of probabilities, margin {margin}
 
-{n_draws} simulated draws a prompt on each side, told apart by their first token.
+{n_draws} simulated draws a prompt on each side, told apart by their first token. What one side's draws do not rule out,
+these do not either, nor a temperature of 0.9 or a short text before the prompt.
 """
 
 
@@ -410,20 +412,24 @@ def page(measured: Sequence[Measured], made: Ladder, directions: dict[str, np.nd
 
 def listed_table(measured: Sequence[Measured], margin: float) -> Iterator[str]:
     """A row for each pair by its lists, after what they come to."""
-    rows = []
+    rows: list[str] = []
+    wrong: list[str] = []
     right: Counter[str] = Counter()
     for one in measured:
         interval = bootstrap_mean(one.every, confidence=0.9)
         assert interval is not None
         decision = decide(*interval, margin)
-        right[one.held.kind] += decision == RIGHT[one.held.kind]
+        if decision == RIGHT[one.held.kind]:
+            right[one.held.kind] += 1
+        else:
+            wrong.append(f"{one.held.variant} against {one.held.reference} ({one.held.model}): {decision}")
         by_size = listed_rates(one, margin)
         requests = fewest_requests(one, margin, by_size) or f"over {sum(one.repeats) * SIZES[-1]}"
         told = f"{one.every.mean():.4f} ({interval[0]:.4f} to {interval[1]:.4f}) | {decision}"
         rows.append(f"| {called(one)} | {told} | {' | '.join(map(shown, by_size.values()))} | {requests} |")
     of = Counter(one.held.kind for one in measured)
-    yield f"At all prompts, {right['benign']} of {of['benign']} benign pairs are called equivalent and {right['material']} of"
-    yield f"{of['material']} material ones different.\n"
+    yield f"At all prompts, {right['benign']} of {of['benign']} benign pairs are called equivalent, {right['material']} of"
+    yield f"{of['material']} material ones different. Decided otherwise: {', '.join(wrong) or 'none'}.\n"
     yield f"| model | pair | kind | distance (nat) | decision | {' | '.join(f'n = {n}' for n in SIZES)} | requests |"
     yield "|---|---|---|---|---|" + "---|" * (len(SIZES) + 1)
     yield from rows

@@ -46,10 +46,10 @@ def test_every_material_pair_is_called_different_but_those_that_the_page_names()
     assert len(found) > 10
 
 
-def test_draws_tell_four_bits_and_templates_but_not_eight_bits_as_the_page_says() -> None:
+def test_draws_tell_four_bits_and_another_model_but_not_eight_bits_as_the_page_says() -> None:
     for statistic in (ONE_SIDED, DRAWS):
         found = decisions(load_ladder(), statistic, "material")
-        coarse = {decision for (_, name), decision in found.items() if any(w in name for w in ("int4", "10%", "template"))}
+        coarse = {decision for (_, name), decision in found.items() if any(w in name for w in ("int4", "10%", "gemma"))}
         fine = {decision for (_, name), decision in found.items() if "int8" in name}
         assert (coarse, fine) == ({"different"}, {"equivalent"}), statistic
 

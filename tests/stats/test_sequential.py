@@ -35,7 +35,7 @@ def by_hand(values: list[float], m: float, guess: float) -> list[float]:
     capital, course = 1.0, []
     for x in values:
         mean = (guess + sum(seen)) / (1 + len(seen))
-        variance = (0.25 + squares) / (1 + len(seen))
+        variance = (0.02 + squares) / (1 + len(seen))
         edge = mean - m
         bet = min(max(edge / (variance + edge * edge), 0.0), MOST / m)
         capital *= 1 + bet * (x - m)
