@@ -1,6 +1,6 @@
 """How often tests reject a true null, how often intervals cover, and how often planned effects are found, in crossed designs.
 
-    python reports/benchmarks/statistics.py
+    python reports/benchmarks/error_rates.py
 
 Two arms share sentences (effects of sd 1, or as said); sentence x arm and injection effects have the design's sd, noise has
 sd 1. `pooled`
