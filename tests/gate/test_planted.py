@@ -41,7 +41,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def serve(project: Path, folder: Path) -> None:
     (project / "providers").mkdir(exist_ok=True)
-    (project / "providers/served.toml").write_text(endpoint_file({"served": folder}), encoding="utf-8")
+    served = endpoint_file({"served": folder}, "bfloat16")  # as the shipped target runs
+    (project / "providers/served.toml").write_text(served, encoding="utf-8")
 
 
 def told(result: GateResult) -> str:
