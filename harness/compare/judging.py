@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.compare.diagnosis import Evidence, diagnose
 from harness.compare.ladder import load_ladder
-from harness.compare.result import Check, CompareResult, Decision, Diagnosis, Identity, ScoreDifference
+from harness.compare.result import Check, CompareResult, Decision, Diagnosis, Identity, Rung, ScoreDifference
 from harness.compare.sentinels import Sentinel
 from harness.compare.weighing import Weighed
 
@@ -46,6 +46,7 @@ def conclude(found: Material) -> CompareResult:
         unseen.insert(0, f"the score: {score.reason}")
     if identity.estimate is None:
         unseen.append(f"the distributions: {identity.reason}")
+    unseen += [f"{one}: it lies within the margin" for one in _too_near(identity, rungs)]
     return CompareResult(
         decision=decision,
         reason=sentence(decision, (identity, score), checks, diagnoses, failed_share=found.failed_share),
@@ -62,6 +63,13 @@ def conclude(found: Material) -> CompareResult:
         rungs=rungs,
         unseen=[*unseen, *found.weighed.unseen],
     )
+
+
+def _too_near(identity: Identity, rungs: Sequence[Rung]) -> list[str]:
+    """The material variants of the ladder that "equivalent" does not rule out."""
+    if identity.decision != "equivalent":
+        return []
+    return [f"{rung.variant} ({rung.model})" for rung in rungs if rung.kind == "material" and rung.distance < identity.margin]
 
 
 def overall(identity: Identity, score: ScoreDifference | None, checks: Sequence[Check], *, failed_share: float) -> Decision:
