@@ -184,7 +184,8 @@ async def ask(provider: Provider, one: Served, prompts: Sequence[Sentinel], raw:
 async def ask_all(raw: Path, only: str) -> None:
     """Ask what this interpreter can run and what is not there yet."""
     raw.mkdir(parents=True, exist_ok=True)
-    stack = "vllm" if find_spec("vllm") else "transformers"
+    found = find_spec("vllm")
+    stack = "vllm" if found is not None and found.origin is not None else "transformers"  # a folder of that name is no vLLM
     prompts = await sentinels(raw)
     wanted = [one for one in served() if one.stack == stack and only in f"{one.model} {one.name}"]
     missing = sorted((one for one in wanted if not (raw / one.file).is_file()), key=Served.loaded)
