@@ -22,9 +22,9 @@ from harness.compare.result import CompareResult
 from harness.compare.runs import compare_runs
 from harness.compare.writing import REPORT, check_out, write
 from harness.errors import UsageError
-from harness.evals.budget import Budget, Budgeted, Limits, require_prices
+from harness.evals.budget import Budget, Limits, open_within, require_prices
 from harness.paths import make_dir, reports_dir
-from harness.providers.targets import OpenOptions, TargetSpec, find_target, open_target
+from harness.providers.targets import OpenOptions, TargetSpec, find_target
 from harness.reports.reading import read_run
 from harness.reports.run import MANIFEST
 
@@ -134,16 +134,14 @@ def _name(a: str, b: str) -> str:
 
 
 async def _ask(spec_a: TargetSpec, spec_b: TargetSpec, options: CompareOptions) -> CompareResult:
-    for spec in (spec_a, spec_b):
+    for spec in (spec_a, spec_b):  # before a model is loaded or anything is sent
         if options.max_cost is not None:
             require_prices(spec)
     budget = Budget(limits=options.limits)
     async with AsyncExitStack() as stack:
         sides = []
         for name, spec in (("A", spec_a), ("B", spec_b)):
-            provider = await open_target(spec, OpenOptions(note=note, sending=budget.sending))
-            if budget.limited:
-                provider = Budgeted(provider, spec, budget)
+            provider = await open_within(budget, spec, OpenOptions(note=note))
             stack.push_async_callback(provider.aclose)
             sides.append(Side(name=name, spec=spec, provider=provider))
         return await compare_targets(sides[0], sides[1], options.settings, progress)

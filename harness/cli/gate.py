@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from harness.cli.console import note, print_error, print_table, progress
 from harness.cli.env_file import ENV_FILE_HELP, load_env_file
 from harness.errors import UsageError
+from harness.evals.budget import Limits
 from harness.evals.measures import number
 from harness.gate.baseline import default_path
 from harness.gate.gate import accept_run, accept_target, judge_run, run_gate
@@ -64,6 +65,9 @@ class GateOptions:
     max_connections: Annotated[
         int | None, Parameter(help="Most requests under way at once, instead of the endpoint's own limit")
     ] = None
+    max_cost: Annotated[float | None, Parameter(help="Stop before more US dollars are spent, by the target's prices")] = None
+    max_requests: Annotated[int | None, Parameter(help="Stop after so many requests, retries and probes too")] = None
+    max_seconds: Annotated[float | None, Parameter(help="Send nothing more after so many seconds")] = None
     env_file: Annotated[Path | None, Parameter(help=ENV_FILE_HELP)] = None
     json: Annotated[bool, Parameter(negative="", show_default=False, help="Print the result as JSON on stdout")] = False
 
@@ -75,8 +79,12 @@ class GateOptions:
             )
         if self.resume and self.out is None:
             raise UsageError("--resume needs the --out of the gate that was interrupted")
-        if self.max_connections is not None and self.max_connections < 1:
-            raise UsageError(f"--max-connections {self.max_connections}: must be at least 1")
+        for name in ("max_connections", "max_requests"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        for name in ("max_cost", "max_seconds"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
 
     @property
     def rule(self) -> Rule:
@@ -145,6 +153,7 @@ def _order(options: GateOptions) -> Order:
         rule=options.rule,
         out=options.out,
         resume=options.resume,
+        limits=Limits(usd=options.max_cost, requests=options.max_requests, seconds=options.max_seconds),
     )
 
 

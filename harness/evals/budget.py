@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.errors import BudgetSpentError, UsageError
 from harness.evals.expense import Expense, found_manner
 from harness.evals.runner import n_tokens
 from harness.providers.base import Provider
-from harness.providers.targets import TargetSpec
+from harness.providers.targets import OpenOptions, TargetSpec, open_target
 from harness.providers.vocabulary import Vocabulary
 from harness.records import Observation, Prompt, Readout, TargetInfo, Usage
 
@@ -196,6 +196,17 @@ class Budgeted:
             if not deadline.expired():
                 raise
             raise BudgetSpentError(f"--max-seconds {self._budget.limits.seconds:g}") from None
+
+
+async def open_within(budget: Budget, spec: TargetSpec, options: OpenOptions) -> Provider:
+    """The opened target, which asks no more than `budget` allows.
+
+    Raises UsageError where a limit on cost cannot be kept to, and what opening raises.
+    """
+    if budget.limits.usd is not None:
+        require_prices(spec)
+    provider = await open_target(spec, replace(options, sending=budget.sending))
+    return Budgeted(provider, spec, budget) if budget.limited else provider
 
 
 def _uncounted(usage: Usage | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from harness.errors import CapabilityError
+from harness.errors import BudgetSpentError, CapabilityError
 from harness.evals.plan import Plan, clean_prompts, injected_prompts, sentences_of
 from harness.evals.runner import Job, Tally, ask_all
 from harness.evals.spec import GateSpec
@@ -74,14 +74,23 @@ async def ask_until_clear(
 ) -> Evidence:
     """Ask `clusters` in their order, and stop as soon as it passes or fails, or too many prompts failed for it to pass.
 
-    `tally.planned` is then what was asked.
+    `tally.planned` is then what was asked. A limit that is reached ends the asking too: the clusters under way are left out.
+    Raises BudgetSpentError where there are no others.
     """
     answers: dict[str, Answer] = {}
     looks: list[Look] = []
+    stopped, n_heard = None, 0
     most_failed = gate.max_failed_share * tally.planned
     for end in range(AT_ONCE, len(clusters) + AT_ONCE, AT_ONCE):
         part = restricted(job, prompts_of(clusters[end - AT_ONCE : end]))
-        answers |= {one.prompt: one for one in await ask_prompts(part, gate, tally, on_progress)}
+        try:
+            answers |= {one.prompt: one for one in await ask_prompts(part, gate, tally, on_progress)}
+        except BudgetSpentError as exc:
+            if not n_heard:
+                raise
+            stopped = exc.limit
+            break
+        n_heard = min(end, len(clusters))
         pairs = pair(clusters[:end], answers, gate)
         score = anytime_score(pairs, gate)
         if score.estimate is not None:
@@ -89,5 +98,12 @@ async def ask_until_clear(
         if decide(score, gate.margin) != "inconclusive" or tally.failed > most_failed:
             break
     tally.planned = tally.done + tally.failed
-    n_heard = min(end, len(clusters))
-    return Evidence(method="anytime", n_cap=len(clusters), n_heard=n_heard, pairs=pairs, score=score, looks=looks)
+    return Evidence(
+        method="anytime",
+        n_cap=len(clusters),
+        n_heard=n_heard,
+        pairs=pairs,
+        score=score,
+        looks=looks,
+        stopped=stopped,
+    )

@@ -15,7 +15,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.errors import UsageError
+from harness.errors import BudgetSpentError, UsageError
+from harness.evals.budget import Budget, open_within
 from harness.evals.runner import Tally
 from harness.evals.spec import GateSpec, find_eval
 from harness.gate.answers import Answer, clusters_of, run_answers
@@ -29,7 +30,7 @@ from harness.gate.result import GateResult
 from harness.gate.session import declared, plan_anew, plan_like, session
 from harness.paths import reports_dir
 from harness.providers.base import Provider
-from harness.providers.targets import OpenOptions, find_target, open_target
+from harness.providers.targets import OpenOptions, find_target
 from harness.reports.lock import locked
 from harness.reports.reading import FinishedRun, read_run
 from harness.reports.run import REPORT, replacing
@@ -98,9 +99,12 @@ def accept_target(order: Order, options: OpenOptions | None = None, on_progress:
 
 
 async def _opened(order: Order, options: OpenOptions | None, work: Callable[[Provider], Coroutine[Any, Any, T]]) -> T:
-    provider = await open_target(find_target(order.target), options or OpenOptions())
+    provider = await open_within(Budget(limits=order.limits), find_target(order.target), options or OpenOptions())
     try:
         return await work(provider)
+    except BudgetSpentError as exc:
+        exc.hint = "nothing was decided or accepted; a higher limit lets it ask on"
+        raise
     finally:
         await provider.aclose()
 

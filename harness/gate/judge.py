@@ -210,7 +210,7 @@ def decide(score: Score, margin: float) -> Decision:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evidence:
     """What a decision rests on. `n_cap`: the clusters there are at most; `n_heard`: those that were asked; `looks`: the score
-    as it grew, where it did."""
+    as it grew, where it did; `stopped`: the user's limit that ended the asking before the cap, if one did."""
 
     method: Method
     n_cap: int
@@ -218,6 +218,7 @@ class Evidence:
     pairs: Pairs
     score: Score
     looks: list[Look] = field(default_factory=list)
+    stopped: str | None = None
 
 
 def look(score: Score) -> Look:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.config import validate
 from harness.errors import UsageError
+from harness.evals.budget import Limits
 from harness.evals.spec import GateSpec, find_eval
 from harness.gate.baseline import Cluster, default_path
 
@@ -40,7 +41,8 @@ class Order:
     """A gate that asks: which eval of which target, against which baseline.
 
     `baseline` None: reports/baselines/<eval>-<target>.json. `out` None: reports/<run-id>-gate. `resume`: go on with what was
-    asked for the same `out` before an interruption; otherwise everything is asked anew, whatever any journal holds.
+    asked for the same `out` before an interruption; otherwise everything is asked anew, whatever any journal holds. `limits`:
+    what it may spend.
     """
 
     target: str
@@ -50,6 +52,7 @@ class Order:
     rule: Rule = field(default_factory=Rule)
     out: Path | None = None
     resume: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def baseline_path(self) -> Path:

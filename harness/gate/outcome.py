@@ -35,7 +35,7 @@ def outcome(evidence: Evidence, counts: Counts, gate: GateSpec, *, baseline: Bas
     return GateResult(
         decision=decision,
         exit_code=_exit_code(decision, gate),
-        reason=_reason(decision, evidence.score, gate, counts),
+        reason=_reason(decision, evidence, gate, counts),
         metric=gate.metric,
         unit=unit_of(gate),
         arm=gate.arm,
@@ -89,8 +89,9 @@ def _moved_most(pairs: Pairs) -> list[Unit]:
     ]
 
 
-def _reason(decision: Decision, score: Score, gate: GateSpec, counts: Counts) -> str:
+def _reason(decision: Decision, evidence: Evidence, gate: GateSpec, counts: Counts) -> str:
     """The answer in one sentence."""
+    score = evidence.score
     if decision == "incomplete":
         share = counts.failed / counts.planned
         return f"{counts.failed} of {counts.planned} prompts failed ({share:.1%}), more than {gate.max_failed_share:.1%}"
@@ -102,6 +103,7 @@ def _reason(decision: Decision, score: Score, gate: GateSpec, counts: Counts) ->
     margin = f"the margin of {gate.margin:g} {unit_of(gate)}"
     if decision == "inconclusive":
         told += f"; {score.n_clusters} clusters do not decide on which side of {margin} it lies"
+        told += f", and {evidence.stopped} is reached" if evidence.stopped else ""
     else:
         told += f", {'beyond' if decision == 'fail' else 'within'} {margin}"
     if counts.journalled:

@@ -304,12 +304,30 @@ def test_the_command_accepts_then_passes_and_prints_the_answer_first(
     assert command(["gate", str(gate)]) == 2  # it stopped early, so it lacks prompts of the baseline
 
 
+def test_a_limit_that_is_reached_ends_a_gate_with_what_it_heard(order: Order, capsys: pytest.CaptureFixture[str]) -> None:
+    assert order.baseline is not None
+    argv = ["gate", "--eval", order.eval, "--target", "scripted", "--baseline", str(order.baseline)]
+    assert command([*argv, "--accept"]) == 0
+    capsys.readouterr()
+    # A look at 24 clusters takes two batches of each of the six concepts.
+    assert command([*argv, "--json", "--max-requests", "15"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["decision"], told["score"]["n_clusters"]) == ("inconclusive", AT_ONCE)
+    assert told["reason"].endswith("and --max-requests 15 is reached")
+    assert command([*argv, "--max-requests", "3"]) == 3
+    assert "a higher limit lets it ask on" in capsys.readouterr().err
+    assert command([*argv, "--max-cost", "1"]) == 2
+    assert "declares no prices" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "name either a finished run or a --target"),
         (["somewhere", "--target", "scripted"], "name either a finished run or a --target"),
         (["--target", "scripted", "--resume"], "--resume needs the --out"),
+        (["--target", "scripted", "--max-requests", "0"], "--max-requests 0: must be at least 1"),
+        (["--target", "scripted", "--max-cost", "0"], "--max-cost 0: must be above 0"),
         (["--target", "scripted", "--baseline", "none.json"], "none.json: no such baseline"),
         (["nowhere"], "nowhere: no such folder"),
     ],
