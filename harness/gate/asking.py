@@ -17,7 +17,7 @@ from harness.gate.result import Look
 from harness.records import Mode, TargetInfo
 from harness.reports.parquet import observation_columns
 
-AT_ONCE = 40
+AT_ONCE = 60
 """Clusters that are asked between two looks: fewer leave a target idle, more ask on after the answer is clear."""
 
 Progress = Callable[[Tally], None]
