@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from harness.cli.comparison import show
 from harness.cli.console import note, print_json, progress
 from harness.cli.env_file import ENV_FILE_HELP, load_env_file
+from harness.cli.numbers import require_above_zero, require_at_least
 from harness.compare.asking import Side
 from harness.compare.compare import Settings
 from harness.compare.compare import compare as compare_targets
@@ -56,14 +57,10 @@ class CompareOptions:
     def check(self) -> None:
         """Raises UsageError for a number that makes no sense."""
         for name, least in (("prompts", 2), ("near_ties", 0), ("repeats", 1), ("draws", 2), ("limit", 2)):
-            if getattr(self, name) < least:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+            require_at_least(self, least, name)
         if not 0 < self.alpha < 0.5:
             raise UsageError(f"--alpha {self.alpha:g}: must lie between 0 and 0.5")
-        for name in ("margin", "max_cost", "max_requests", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        require_above_zero(self, "margin", "max_cost", "max_requests", "max_seconds")
 
     @property
     def rule(self) -> Rule:

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from harness.cli.console import note, print_error, print_table, progress
 from harness.cli.env_file import ENV_FILE_HELP, load_env_file
+from harness.cli.numbers import require_above_zero, require_at_least
 from harness.errors import UsageError
 from harness.evals.budget import Limits
 from harness.evals.measures import number
@@ -79,12 +80,8 @@ class GateOptions:
             )
         if self.resume and self.out is None:
             raise UsageError("--resume needs the --out of the gate that was interrupted")
-        for name in ("max_connections", "max_requests"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-        for name in ("max_cost", "max_seconds"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        require_at_least(self, 1, "max_connections", "max_requests")
+        require_above_zero(self, "max_cost", "max_seconds")
 
     @property
     def rule(self) -> Rule:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from harness.cli.console import note, print_json, print_table
 from harness.cli.estimates import print_estimates
+from harness.cli.numbers import require_above_zero
 from harness.errors import UsageError
 from harness.reports.estimate import Estimate
 from harness.reports.planned import Asked, Planned, alternatives, estimates, prepare, sentences, size
@@ -38,8 +39,7 @@ class PlanOptions:
 
     def check(self) -> None:
         """Raises UsageError for a number that makes no sense."""
-        if self.mde is not None and not self.mde > 0:
-            raise UsageError(f"--mde {self.mde:g}: must be above 0")
+        require_above_zero(self, "mde")
         if self.concepts is not None and self.concepts < 2:
             raise UsageError(f"--concepts {self.concepts}: must be at least 2, the verdict is one over concepts")
         if self.power is not None and not 0.5 < self.power < 1:

@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from harness.cli.env_file import ENV_FILE_HELP
+from harness.cli.numbers import require_above_zero, require_at_least
 from harness.errors import UsageError
 from harness.evals.budget import Limits
 from harness.evals.plan import Choice
@@ -73,14 +74,8 @@ class RunOptions:
 
     def check(self) -> None:
         """Raises UsageError for a number that makes no sense, and for options that do not go together."""
-        for name in ("limit", "injections", "sentences", "draws", "max_requests", "max_connections"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-        for name in ("max_cost", "max_seconds"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        require_at_least(self, 1, "limit", "injections", "sentences", "draws", "max_requests", "max_connections")
+        require_above_zero(self, "max_cost", "max_seconds")
         if self.batch and self.max_seconds is not None:
             raise UsageError("--max-seconds does not go with --batch: batch jobs take the time that the service takes")
 

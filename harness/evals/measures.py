@@ -6,7 +6,9 @@ Owns scales, units and the rounding of numbers; the metrics themselves are defin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 ALL = "all"
 """The name under which results over all concepts stand."""
@@ -42,3 +44,11 @@ def number(value: float | None, decimals: int, *, signed: bool = False) -> str:
         if decimals > 6:
             return f"{value:+.0e}" if signed else f"{value:.0e}"
     return f"{value:{'+' if signed else ''},.{decimals}f}"
+
+
+def interval(row: Mapping[str, Any], measure: Measure) -> str:
+    """`[low, high]` of a row in the measure's scale; empty where there is none."""
+    if row["ci_low"] is None or row["ci_high"] is None:
+        return ""
+    low, high = (number(row[end] * measure.scale, measure.decimals) for end in ("ci_low", "ci_high"))
+    return f"[{low}, {high}]"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.evals.measures import ALL, MEASURES, number
+from harness.evals.measures import ALL, MEASURES, interval, number
 
 Row = Mapping[str, Any]
 
@@ -30,9 +30,7 @@ def amount(value: float, metric: str, *, signed: bool = False) -> str:
 
 def with_interval(row: Row, metric: str) -> str:
     """`+0.27 nat [0.17, 0.37]`."""
-    measure = MEASURES[metric]
-    low, high = (number(row[end] * measure.scale, measure.decimals) for end in ("ci_low", "ci_high"))
-    return f"{amount(row['estimate'], metric, signed=True)} [{low}, {high}]"
+    return f"{amount(row['estimate'], metric, signed=True)} {interval(row, MEASURES[metric])}"
 
 
 def too_small(metric: str, *, mde: float, margin: float, power: float) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.measures import MEASURES, Measure
+from harness.evals.measures import MEASURES, Measure, interval
 from harness.reports import wording
 from harness.reports.forest import Forest, Mark, Shape, Zone, forest
 from harness.reports.ladder import Ladder, ladder
@@ -81,7 +81,7 @@ def _mark(part: Mapping[str, Any], name: str, *, signed: bool) -> Mark:
         low=part["ci_low"],
         high=part["ci_high"],
         value=wording.estimate(part, measure, signed=signed),
-        interval=wording.interval(part, measure),
+        interval=interval(part, measure),
         shape=SHAPES[part["decision"]],
         reason=part["reason"],
         overall=True,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.evals.measures import Measure
+from harness.evals.measures import Measure, interval
 from harness.reports import wording
 from harness.reports.course import course
 from harness.reports.forest import Forest, Mark, Shape, Zone, forest
@@ -62,7 +62,7 @@ def _figure(overall: wording.Row, scores: Mapping[str, wording.Row], measure: Me
             low=row["ci_low"],
             high=row["ci_high"],
             value=wording.estimate(row, measure),
-            interval=wording.interval(row, measure),
+            interval=interval(row, measure),
             shape=_shape(row, margin),
             reason=row["reason"],
             overall=is_overall,

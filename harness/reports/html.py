@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE
+from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE, interval
 from harness.evals.spec import Metric
 from harness.reports import wording
 from harness.reports.examples import Example
@@ -83,7 +83,7 @@ def _mark(row: Row, *, withheld: bool) -> Mark:
         low=_scaled(row, "ci_low"),
         high=_scaled(row, "ci_high"),
         value=wording.estimate(row, measure),
-        interval=wording.interval(row, measure),
+        interval=interval(row, measure),
         shape=SHAPES.get(verdict, "open"),
         reason=row["reason"],
         word="withheld" if withheld and row["estimate"] is not None else verdict,

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.evals.measures import ALL, NOT_AVAILABLE, number
+from harness.evals.measures import ALL, NOT_AVAILABLE, interval, number
 from harness.reports import wording
 from harness.reports.wording import visible
 
@@ -43,7 +43,7 @@ def _environment() -> Environment:
         count=lambda value: number(value, 0),
         estimate=lambda row, measure, signed=True: minus(wording.estimate(row, measure, signed=signed)),
         flat=_flat,
-        interval=lambda row, measure: minus(wording.interval(row, measure)),
+        interval=lambda row, measure: minus(interval(row, measure)),
         minus=minus,
         number=lambda value, decimals=2, signed=False: minus(number(value, decimals, signed=signed)),
         p_value=wording.p_value,

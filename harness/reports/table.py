@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from harness.evals.measures import ALL, MEASURES
+from harness.evals.measures import ALL, MEASURES, interval
 from harness.reports.wording import (
     Row,
     calibration_lines,
     concepts_of,
     estimate,
-    interval,
     mode_line,
     p_value,
     prediction_line,

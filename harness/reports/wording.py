@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.evals import verdicts
-from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE, Measure, number
+from harness.evals.measures import ALL, MEASURES, NOT_AVAILABLE, Measure, interval, number
 
 Row = Mapping[str, Any]
 """A cell, a contrast or an estimate of `summary.json`."""
@@ -40,14 +40,6 @@ def estimate(row: Row, measure: Measure, *, signed: bool = True) -> str:
     """The estimate of a row in the measure's scale, without its unit."""
     value = row["estimate"]
     return number(None if value is None else value * measure.scale, measure.decimals, signed=signed)
-
-
-def interval(row: Row, measure: Measure) -> str:
-    """`[low, high]` of a row in the measure's scale; empty where there is none."""
-    if row["ci_low"] is None or row["ci_high"] is None:
-        return ""
-    low, high = (number(row[end] * measure.scale, measure.decimals) for end in ("ci_low", "ci_high"))
-    return f"[{low}, {high}]"
 
 
 def concepts_of(summary: Row) -> list[str]:

@@ -138,8 +138,6 @@ def test_a_benign_pair_is_called_equivalent_within_its_own_reach() -> None:
 @pytest.fixture
 def scripts(root: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
     """The scripts that ask and that tell."""
-    import statistics  # noqa: F401  the folder has a script of that name
-
     monkeypatch.syspath_prepend(root / "reports/benchmarks")
     import compare_ladder
     import compare_ladder_lists
